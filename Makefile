@@ -1,0 +1,52 @@
+# Every target does its whole set-up: a virtual environment in .venv, torch first, then the pinned rest.
+# On a GPU machine, or to choose torch's index: make demo TORCH="torch==2.11.0 --index-url ..."  (see README)
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+PYTEST_WORKERS ?= 2
+
+export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 0
+
+.PHONY: demo test lint format setup lock clean
+
+demo: setup
+	$(VENV)/bin/reasonforge run recipes/distill-grpo-qwen2-tiny.yaml
+
+test: setup
+	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/vulture
+	shellcheck .ci/run
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+setup: $(READY)
+
+# torch goes first and alone: any other order lets a dependency pull a CUDA build onto a CPU machine.
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet $(TORCH)
+	$(VENV)/bin/pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	rm -f $(VENV)/.ready-*
+	touch $@
+
+# Resolve pyproject.toml anew, in a fresh environment, into requirements.lock (torch is left to TORCH above).
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet $(TORCH)
+	.venv-lock/bin/pip install --quiet "setuptools>=77" ".[local,dev]"
+	.venv-lock/bin/pip freeze --all --exclude pip --exclude reasonforge --exclude torch > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Container images and runtimes: how a stage's command is put into an image."""

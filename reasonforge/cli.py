@@ -1,0 +1,272 @@
+"""The command line: a thin face over the rooms. Every command imports what it needs when it is called."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reasonforge import __version__
+from reasonforge.errors import ReasonforgeError, RequestError
+
+_set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, as in --set stages.grpo.engine.steps=20. Repeatable.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+_runs_option = click.option(
+    "--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept."
+)
+_recipe_argument = click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
+
+
+class _Face(click.Group):
+    """Turns the project's errors into their one line and exit code; --debug shows the traceback instead."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ReasonforgeError as error:
+            if ctx.params.get("debug"):
+                raise
+            for line in str(error).splitlines():
+                click.echo(f"error: {line}", err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.stderr.close()
+            ctx.exit(0)
+
+
+@click.group(cls=_Face, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="reasonforge")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Turn open models into reasoning models: traces, curation, distillation, GRPO, evaluation, report."""
+
+
+@main.command()
+@_recipe_argument
+@_set_option
+@_runs_option
+@click.option("--name", help="The run's name; the recipe's name by default.")
+@click.option("--from", "first", metavar="STAGE", help="Leave out the stages before this one.")
+@click.option("--until", "last", metavar="STAGE", help="Leave out the stages after this one.")
+@click.option("--force", multiple=True, metavar="STAGE", help="Do this stage again, even if it is done. Repeatable.")
+def run(
+    recipe_file: Path,
+    overrides: Sequence[str],
+    runs_dir: Path,
+    name: str | None,
+    first: str | None,
+    last: str | None,
+    force: Sequence[str],
+) -> None:
+    """Run a recipe on this machine. What is done already is skipped; what was interrupted goes on."""
+    from reasonforge.display import duration, showing
+    from recipes.local import check_outside_inputs, launch, select
+    from recipes.recipe import load_recipe
+    from recipes.run_directory import RunDirectory
+
+    recipe = load_recipe(recipe_file, overrides)
+    chosen = select(recipe, first, last, force)
+    directory = RunDirectory(runs_dir / (name or recipe.name))
+    check_outside_inputs(directory, recipe, chosen)
+    started = time.monotonic()
+    click.echo(f"run {directory.name}: {len(chosen)} stages in {directory.root}")
+    try:
+        with showing(chosen) as show:
+            launch(directory, recipe, chosen, force, show)
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+    click.echo(f"done in {duration(time.monotonic() - started)}")
+    _name_report(directory.report_link, chosen, recipe)
+
+
+def _name_report(link: Path, chosen: Sequence[str], recipe: Any) -> None:
+    """The closing line of a run that ends in a report: where it is, and pass@1 of each model with its interval."""
+    if not any(recipe.stages[name].kind == "report" for name in chosen):
+        return
+    from reasonforge.files import read_json
+
+    models = read_json(link / "report.json")["models"]
+    figures = [
+        f"{name} {score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+        for name, score in ((name, model["pass@1"]) for name, model in models.items())
+    ]
+    click.echo(f"report: {link / 'index.html'}  pass@1: {'; '.join(figures)}")
+
+
+@main.command()
+@_recipe_argument
+@_set_option
+@_json_option
+def validate(recipe_file: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Check a recipe: every key, every type, every stage's inputs."""
+    from recipes.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file, overrides)
+    _print(
+        as_json,
+        {"recipe": recipe.name, "stages": recipe.order()},
+        lambda: click.echo(f"{recipe_file}: good; {len(recipe.stages)} stages: {', '.join(recipe.order())}"),
+    )
+
+
+@main.command()
+@_recipe_argument
+@_set_option
+@_json_option
+@click.option("--resolved", is_flag=True, help="Print the whole recipe with every default filled in.")
+def plan(recipe_file: Path, overrides: Sequence[str], as_json: bool, resolved: bool) -> None:
+    """Show what a run of a recipe would do, stage by stage."""
+    from recipes.plan import make_plan
+    from recipes.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file, overrides)
+    if resolved:
+        import yaml
+
+        data = recipe.model_dump(mode="json")
+        _print(as_json, data, lambda: click.echo(yaml.safe_dump(data, sort_keys=False), nl=False))
+        return
+    planned = make_plan(recipe)
+    rows = [
+        (entry["name"], entry["type"], entry["engine"] or "", ", ".join(entry["inputs"].values()), entry["kind"])
+        for entry in planned["stages"]
+    ]
+    _print(as_json, planned, lambda: _table(("stage", "type", "engine", "needs", "makes"), rows))
+
+
+@main.command()
+@click.argument("run_name", metavar="RUN")
+@_runs_option
+@_json_option
+def status(run_name: str, runs_dir: Path, as_json: bool) -> None:
+    """Show the state of each stage of a run."""
+    from reasonforge.display import duration
+    from recipes.status import run_status
+
+    entries = run_status(_run_directory(run_name, runs_dir))
+    rows = [
+        (entry["stage"], entry["state"], duration(entry["wall_s"]) if "wall_s" in entry else "", _remark(entry))
+        for entry in entries
+    ]
+    _print(as_json, entries, lambda: _table(("stage", "state", "took", ""), rows))
+
+
+def _remark(entry: dict[str, Any]) -> str:
+    if "error" in entry:
+        return str(entry["error"])
+    if progress := entry.get("progress"):
+        return f"{progress['title']} {progress['done']}/{progress['total']} {progress['unit']} {progress['note']}"
+    return f"attempt {entry['attempt']}" if entry.get("attempt", 1) > 1 else ""
+
+
+@main.command()
+@click.argument("run_name", metavar="RUN")
+@click.argument("stage", required=False)
+@_runs_option
+@click.option("-f", "--follow", is_flag=True, help="Go on printing as the log grows.")
+def logs(run_name: str, stage: str | None, runs_dir: Path, follow: bool) -> None:
+    """Print the log of a stage; without STAGE, of the one that started last."""
+    directory = _run_directory(run_name, runs_dir)
+    if stage is None:
+        started = [event["stage"] for event in directory.read_events() if event["event"] == "stage_started"]
+        if not started:
+            raise RequestError(str(directory.root), "no stage has started", "start it with: reasonforge run RECIPE")
+        stage = started[-1]
+    path = directory.log(stage)
+    if not path.exists():
+        raise RequestError(str(path), "no such log", f"the run has: {', '.join(directory.logged_stages()) or 'none'}")
+    with open(path, encoding="utf-8", errors="replace") as handle:
+        while True:
+            for line in handle:
+                click.echo(line, nl=False)
+            if not follow:
+                return
+            time.sleep(0.5)
+
+
+@main.command()
+@click.argument("run_name", metavar="RUN")
+@_runs_option
+@_json_option
+def verify(run_name: str, runs_dir: Path, as_json: bool) -> None:
+    """Read every file of a run's artifacts against its receipt; exit 2 at the first that differs."""
+    from reasonforge import artifacts
+
+    directory = _run_directory(run_name, runs_dir)
+    found = [artifacts.verify(path) for path in directory.published()]
+    entries = [
+        {"stage": artifact.receipt.stage, "digest": artifact.digest, "files": len(artifact.receipt.files)}
+        for artifact in found
+    ]
+    _print(
+        as_json,
+        entries,
+        lambda: click.echo(f"{directory.root}: {len(found)} artifacts, every file as its receipt says"),
+    )
+
+
+@main.command()
+@click.argument("recipe_file", metavar="[RECIPE]", required=False, type=click.Path(path_type=Path))
+@_set_option
+@_json_option
+def doctor(recipe_file: Path | None, overrides: Sequence[str], as_json: bool) -> None:
+    """Show what is installed here and, for a recipe, what each of its stages would lack (exit 1 if anything)."""
+    from recipes.doctor import examine, missing_modules
+    from recipes.recipe import load_recipe
+
+    lacking = missing_modules(load_recipe(recipe_file, overrides)) if recipe_file else {}
+    found = examine()
+
+    def show() -> None:
+        _table(("what", "found"), [(name, version or "-") for name, version in found.items()])
+        for name, modules in lacking.items():
+            click.echo(f"stage {name}: {'lacks ' + ', '.join(modules) if modules else 'has all it needs'}")
+
+    _print(as_json, {"found": found, "lacking": lacking}, show)
+    if any(lacking.values()):
+        sys.exit(1)
+
+
+def _run_directory(name: str, runs_dir: Path) -> Any:
+    """A run by its name below --runs-dir, or by its path."""
+    from recipes.run_directory import RunDirectory
+
+    for root in (runs_dir / name, Path(name)):
+        if RunDirectory(root).recipe.exists():
+            return RunDirectory(root)
+    there = sorted(path.parent.name for path in runs_dir.glob("*/recipe.json"))
+    raise RequestError(
+        str(runs_dir / name),
+        "no such run",
+        f"there are: {', '.join(there)}" if there else "start one with: reasonforge run RECIPE",
+    )
+
+
+def _print(as_json: bool, data: Any, show: Callable[[], None]) -> None:
+    if as_json:
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        show()
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*header, box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,103 @@
+"""Shows a local run as it goes: bars on a terminal, a line per event and interval elsewhere. The CLI drives it."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+LINE_INTERVAL_S = 10.0
+
+
+def remaining(progress: dict[str, Any]) -> str:
+    """What is left by the latest rate, for people: "40 s left"; empty where nothing can be said."""
+    left = progress["total"] - progress["done"]
+    return f"{duration(left / progress['rate'])} left" if left > 0 and progress["rate"] > 0 else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 4.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+@contextmanager
+def showing(stages: Sequence[str]) -> Iterator[Callable[[Any], None]]:
+    """Yields the function that takes the launcher's updates (`recipes.local.Update`) and shows them."""
+    if sys.stdout.isatty():
+        yield from _on_terminal(stages)
+    else:
+        yield _Lines(len(max(stages, key=len)))
+
+
+class _Lines:
+    """A line when a stage starts, every LINE_INTERVAL_S while it runs, and when it ends."""
+
+    def __init__(self, width: int):
+        self.width = width
+        self.last: dict[str, float] = {}
+
+    def __call__(self, update: Any) -> None:
+        now = time.monotonic()
+        if update.state == "running" and now - self.last.get(update.stage, -LINE_INTERVAL_S) < LINE_INTERVAL_S:
+            return
+        self.last[update.stage] = now
+        sys.stdout.write(f"{update.stage:<{self.width}}  {_describe(update)}\n")
+        sys.stdout.flush()
+
+
+def _describe(update: Any) -> str:
+    if update.state == "skipped":
+        return "already done"
+    if update.state != "running":
+        return f"{update.state} in {duration(update.elapsed_s)}"
+    if not update.progress:
+        return f"running, {duration(update.elapsed_s)}"
+    state = update.progress
+    parts = [
+        f"{state['title']} {state['done']}/{state['total']} {state['unit']}",
+        f"{state['rate']:.1f}/s",
+        remaining(state),
+        state["note"],
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _on_terminal(stages: Sequence[str]) -> Iterator[Callable[[Any], None]]:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.fields[name]}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.fields[text]}", style="dim"),
+    )
+    with Progress(*columns) as bars:
+        width = len(max(stages, key=len))
+        tasks = {
+            name: bars.add_task("", total=None, start=False, visible=False, name=f"{name:<{width}}", text="")
+            for name in stages
+        }
+
+        def show(update: Any) -> None:
+            task, state = tasks[update.stage], update.progress
+            if update.state == "running":
+                if not bars.tasks[task].started:
+                    bars.start_task(task)
+                total, done = (state["total"], state["done"]) if state else (None, 0)
+                bars.update(task, visible=True, total=total, completed=done, text=_describe(update))
+            else:
+                ended = 1 if update.state in ("done", "skipped") else 0
+                bars.start_task(task)
+                bars.update(task, visible=True, total=1, completed=ended, text=_describe(update))
+                if not ended:
+                    bars.stop_task(task)
+
+        yield show

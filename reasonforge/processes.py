@@ -1,0 +1,43 @@
+"""The one module that starts other programs; commands are argument lists, never shell text."""
+
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def output(command: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 10) -> str | None:
+    """What a command prints, stripped; None where it cannot be started, fails or takes too long."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def start_logged(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own (Ctrl-C reaches only us), its output appended to a log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as handle:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+        )
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when the one that started it dies, even by SIGKILL (Linux: prctl(2)).
+
+    A killed launcher then leaves no stage behind, and a killed stage no workers, to collide with the next attempt.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG = 1

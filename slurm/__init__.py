@@ -1,0 +1,1 @@
+"""Slurm: sites, plans, submission, watching and explaining."""
