@@ -1,0 +1,59 @@
+"""The funnel: how many rows each step of the curation saw and dropped, and why. `curation` fills it in."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+EXAMPLES = 3
+
+
+class Funnel:
+    """Counts by step, in the order of the steps. Of each step out = in - dropped, and its out is the next one's in."""
+
+    def __init__(self, steps: Iterable[str]):
+        self._dropped: dict[str, Counter[str]] = {step: Counter() for step in steps}
+        self._examples: dict[str, list[str]] = {step: [] for step in self._dropped}
+        self._verdicts: Counter[str] = Counter()
+        self._rows = 0
+
+    def enter(self, verdict: str) -> None:
+        """Count a row that goes in, with its verdict."""
+        self._rows += 1
+        self._verdicts[verdict] += 1
+
+    def drop(self, step: str, reason: str, row_id: str) -> None:
+        """Count the row that entered last as dropped by a step."""
+        self._dropped[step][reason] += 1
+        if len(self._examples[step]) < EXAMPLES:
+            self._examples[step].append(row_id)
+
+    @property
+    def kept(self) -> int:
+        """Rows that no step dropped."""
+        return self._rows - sum(dropped.total() for dropped in self._dropped.values())
+
+    @property
+    def worst(self) -> tuple[str, str, int]:
+        """The step that dropped most, its commonest reason, and how many rows it dropped; the first of equals."""
+        step = max(self._dropped, key=lambda name: self._dropped[name].total())
+        reasons = _ordered(self._dropped[step])
+        return step, next(iter(reasons), ""), sum(reasons.values())
+
+    def to_json(self, verdicts: Iterable[str]) -> dict[str, Any]:
+        """The funnel as `funnel.json` holds it; every one of `verdicts` is counted, also where it is 0."""
+        steps = []
+        rows = self._rows
+        for step, dropped in self._dropped.items():
+            left = rows - dropped.total()
+            steps.append({"step": step, "in": rows, "out": left, "dropped": _ordered(dropped)})
+            rows = left
+        return {
+            "steps": steps,
+            "verdicts": {verdict: self._verdicts[verdict] for verdict in verdicts},
+            "examples": {step: ids for step, ids in self._examples.items() if ids},
+        }
+
+
+def _ordered(counts: Counter[str]) -> dict[str, int]:
+    """The largest first, equals by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

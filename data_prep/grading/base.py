@@ -1,0 +1,67 @@
+"""What all graders share: the five verdicts, and how a grade comes from a response and the right answer."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from data_prep.grading.extract import final_text, last_boxed
+from reasonforge.config import Strict
+
+Verdict = Literal["correct", "wrong", "unparseable_gold", "unparseable_answer", "timeout"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one response, and the answer that was found in it (None where there was none)."""
+
+    verdict: Verdict
+    extracted: str | None
+
+
+class BaseGrader(Strict):
+    """The base of all graders. A subclass says how two answers compare; extraction is the same for all.
+
+    `decide` is the cheap part and never hangs; `judge` may be slow or hang on hostile answers, so
+    `data_prep.grading.pool` runs it in worker processes with hard limits.
+    """
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """The importable modules that grading needs, for `reasonforge doctor`."""
+
+    @abstractmethod
+    def decide(self, gold: str, answer: str | None) -> Verdict | None:
+        """The verdict where plain text work finds it, else None; `answer` is what `extract` returned."""
+
+    @abstractmethod
+    def judge(self, gold: str, answer: str) -> Verdict:
+        """The verdict on an answer that `decide` left open. No time limit is set here."""
+
+    def agree(self, a: str, b: str) -> bool:
+        """Whether each of two extracted answers, taken as right, accepts the other. No time limit is set here."""
+        return all((self.decide(x, y) or self.judge(x, y)) == "correct" for x, y in ((a, b), (b, a)))
+
+    def equivalent(self, a: str, b: str) -> bool:
+        """Whether two extracted answers say the same; symmetric. In this process, limited as `grade` is."""
+        return self.agree(a, b)
+
+    @property
+    def limit_s(self) -> float:
+        """CPU seconds that one `judge` may take."""
+        return 5.0
+
+    def extract(self, response: str) -> str | None:
+        r"""The last `\boxed{}` of the text after the thinking; None where there is no such box."""
+        text = final_text(response)
+        return None if text is None else last_boxed(text)
+
+    def grade(self, response: str, answer: str) -> Grade:
+        """Grade a response against the right answer, in this process.
+
+        Where `judge` may be slow, a subclass limits its time as well as one process can do that.
+        """
+        extracted = self.extract(response)
+        verdict = self.decide(answer, extracted)
+        return Grade(verdict or self.judge(answer, extracted or ""), extracted)

@@ -1,0 +1,112 @@
+"""A map over fixed-size shards in worker processes that can be killed at any instant and goes on where it was.
+
+Generation, grading and tokenization use it; the shards are cut by size alone, so workers and kills leave no trace.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from reasonforge.errors import RequestError, StageError
+from reasonforge.files import write_jsonl
+from reasonforge.progress import Progress
+
+T = TypeVar("T")
+Work = Callable[[int, Sequence[T]], list[dict[str, Any]]]
+
+
+def map_shards(
+    items: Sequence[T], work: Work[T], *, shard_size: int, scratch: Path, workers: int, progress: Progress
+) -> Iterator[Path]:
+    """Apply `work` to each shard of `items` and publish its rows in `scratch`; returns the files, in order, at the end.
+
+    Args:
+        items: what to work on; the same at every attempt in one `scratch`.
+        work: takes the shard's index (from 0) and its items, gives its rows; a function that pickle can name
+            (of a module, or a functools.partial of one).
+        shard_size: items a shard; it decides what a kill loses, so it must not depend on `workers`.
+        scratch: where finished shards stay; a shard found there is not done again.
+        workers: processes; 1 works in this one.
+        progress: counts items.
+
+    Raises what `work` raises, and StageError where a worker process was killed.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    paths = [scratch / f"shard-{index:06d}.jsonl" for index in range(-(-len(items) // shard_size))]
+    todo = [index for index, path in enumerate(paths) if not path.exists()]
+    pieces = [_Piece(index, items[index * shard_size : (index + 1) * shard_size], paths[index]) for index in todo]
+    progress.resume(len(items) - sum(len(piece.items) for piece in pieces))
+    if workers == 1 or len(pieces) <= 1:
+        for piece in pieces:
+            write_jsonl(piece.path, work(piece.index, piece.items))
+            progress.advance(len(piece.items))
+    else:
+        _map_in_processes(work, pieces, min(workers, len(pieces)), progress)
+    return iter(paths)
+
+
+@dataclass(frozen=True)
+class _Piece(Generic[T]):
+    """One shard: its number, what is in it, and the file that holds its rows once it is done."""
+
+    index: int
+    items: Sequence[T]
+    path: Path
+
+
+def _map_in_processes(work: Work[T], pieces: list[_Piece[T]], workers: int, progress: Progress) -> None:
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has torch's threads may hang
+    waiting = iter(pieces)
+    running: dict[Future[tuple[str, str, str] | None], int] = {}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        try:
+            while True:
+                for piece in waiting:
+                    running[pool.submit(_work_shard, work, piece)] = len(piece.items)
+                    if len(running) >= 2 * workers:
+                        break
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    if error := future.result():
+                        raise RequestError(*error)
+                    progress.advance(running.pop(future))
+        except BrokenExecutor:
+            raise StageError(
+                "a worker process was killed (out of memory?); finished shards are kept, so run the stage again, "
+                "with fewer workers where memory is short"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _work_shard(work: Work[T], piece: _Piece[T]) -> tuple[str, str, str] | None:
+    """Do one shard in a worker; a RequestError travels as its three texts, since it does not unpickle."""
+    try:
+        write_jsonl(piece.path, work(piece.index, piece.items))
+    except RequestError as error:
+        return error.where, error.problem, error.remedy
+    return None
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is gone: an idle worker would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    from multiprocessing.connection import wait as wait_for
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)
