@@ -1,0 +1,277 @@
+"""`python -m recipes.run_stage RUN_DIR STAGE`: does one stage, the same on a laptop, in a container and under srun.
+
+It reads the resolved recipe and the input artifacts from the run directory, works in `work/STAGE/KEY` and publishes
+to `stages/STAGE`. It may be killed at any instant and run again. Exit codes: 0 done, 1 failed, 2 bad request.
+"""
+
+import argparse
+import datetime
+import fcntl
+import os
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reasonforge.artifacts import (
+    RECEIPT,
+    Artifact,
+    Cost,
+    InputRecord,
+    Receipt,
+    content_digest,
+    hash_files,
+    load,
+    seal,
+    stage_key,
+)
+from reasonforge.config import key_config
+from reasonforge.errors import ReasonforgeError, RequestError
+from reasonforge.files import fsync_path, sha256_file, write_atomic
+from reasonforge.processes import die_with_parent
+from recipes.environment import describe_environment
+from recipes.recipe import Recipe, load_resolved
+from recipes.run_directory import RunDirectory
+from recipes.stage import Stage, StageContext
+
+# Idle OpenMP threads that spin cost a shared machine more than they save; libgomp reads these when torch loads.
+_QUIET_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage of a run with its inputs opened: all that decides whether its work is already done."""
+
+    run: RunDirectory
+    recipe: Recipe
+    name: str
+    inputs: dict[str, Artifact]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage's configuration."""
+        return self.recipe.stages[self.name]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides the output: the options with the seed, without the names of the inputs."""
+        options = key_config(self.stage)
+        options.pop("inputs", None)
+        files = {str(path): fingerprint(path) for path in self.stage.external_files}
+        return {"seed": self.recipe.seed, **options, **({"external_files": files} if files else {})}
+
+    @property
+    def records(self) -> dict[str, InputRecord]:
+        """The inputs as the receipt lists them."""
+        return {
+            name: InputRecord(stage=found.receipt.stage, kind=found.receipt.kind, digest=found.digest)
+            for name, found in self.inputs.items()
+        }
+
+    @property
+    def key(self) -> str:
+        """The stage key."""
+        return stage_key(self.stage.type, self.stage.version, self.config, self.records)
+
+    @property
+    def workspace(self) -> Path:
+        """Where this very piece of work is done; another configuration works in another place."""
+        return self.run.work(self.name) / self.key[:16]
+
+
+def fingerprint(path: Path) -> str:
+    """What tells whether a file from outside has changed: its SHA-256, or size and time where reading takes too long.
+
+    Raises RequestError where there is no such file.
+    """
+    if not path.is_file():
+        raise RequestError(str(path), "no such file", "the recipe names it")
+    found = path.stat()
+    return sha256_file(path) if found.st_size <= 2**28 else f"{found.st_size} bytes of {found.st_mtime_ns} ns"
+
+
+def open_job(run: RunDirectory, name: str) -> StageJob:
+    """Open a stage of a run. Raises RequestError where an input artifact is missing or damaged."""
+    recipe = load_resolved(run.recipe)
+    if name not in recipe.stages:
+        raise RequestError(str(run.recipe), f"no stage {name!r}", f"choose one of: {', '.join(recipe.stages)}")
+    inputs: dict[str, Artifact] = {}
+    for ref in recipe.stages[name].input_refs():
+        if not (run.stage(ref.stage) / RECEIPT).exists():
+            raise RequestError(
+                f"stage {name}", f"its input {ref.name} has not been made", f"run stage {ref.stage} first"
+            )
+        inputs[ref.name] = load(run.stage(ref.stage))
+    return StageJob(run, recipe, name, inputs)
+
+
+def is_done(job: StageJob) -> bool:
+    """Whether the published artifact is the one this job would make. Raises RequestError where it was damaged."""
+    target = job.run.stage(job.name)
+    return (target / RECEIPT).exists() and load(target).receipt.key == job.key
+
+
+def run_stage(run: RunDirectory, name: str, *, force: bool = False) -> Artifact:
+    """Do a stage unless it is done, and publish its artifact.
+
+    Args:
+        force: do it again from the start, whatever is there; the old artifact stays until the new one replaces it.
+    """
+    job = open_job(run, name)
+    with _locked(run.stage_lock(name), name):
+        if force:
+            shutil.rmtree(job.workspace, ignore_errors=True)
+        elif is_done(job):
+            shutil.rmtree(run.work(name), ignore_errors=True)
+            return load(run.stage(name))
+        sealed = job.workspace / "out"
+        artifact = load(sealed) if (sealed / RECEIPT).exists() else _work(job)
+        return _publish(job, artifact)
+
+
+def _work(job: StageJob) -> Artifact:
+    """Run the stage in its workspace and seal what it made."""
+    workspace, started, clock = job.workspace, time.time(), time.monotonic()
+    attempt = _count_attempt(workspace)
+    out, scratch = workspace / "out", workspace / "scratch"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    scratch.mkdir(exist_ok=True)
+    job.run.record("stage_started", job.name, attempt=attempt, key=job.key, pid=os.getpid())
+    context = StageContext(
+        stage=job.name,
+        seed=job.recipe.seed,
+        inputs=job.inputs,
+        out=out,
+        scratch=scratch,
+        progress_file=job.run.progress(job.name),
+    )
+    counts = job.stage.run(context)
+    files = hash_files(out)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cost = Cost(
+        started_at=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        wall_s=round(time.monotonic() - clock, 3),
+        cpu_s=round(sum(usage.ru_utime + usage.ru_stime for usage in used), 3),
+        peak_rss_bytes=used[0].ru_maxrss * 1024,
+        attempt=attempt,
+    )
+    receipt = Receipt(
+        stage=job.name,
+        stage_type=job.stage.type,
+        kind=job.stage.kind,
+        key=job.key,
+        config=job.config,
+        inputs=job.records,
+        files=files,
+        digest=content_digest(files),
+        counts=counts,
+        environment=describe_environment(),
+        cost=cost,
+        lineage=_lineage(job.inputs),
+    )
+    return seal(out, receipt)
+
+
+def _publish(job: StageJob, artifact: Artifact) -> Artifact:
+    """Move a sealed directory to its place by rename, and clear the work behind it."""
+    target = job.run.stage(job.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        replaced = job.workspace / f"replaced.{os.getpid()}"
+        target.rename(replaced)
+    artifact.path.rename(target)
+    fsync_path(target.parent)
+    if job.stage.kind == "report":
+        _link(job.run.report_link, target)
+    shutil.rmtree(job.run.work(job.name), ignore_errors=True)
+    published = load(target)
+    job.run.record(
+        "stage_finished",
+        job.name,
+        key=job.key,
+        digest=published.digest,
+        wall_s=published.receipt.cost.wall_s,
+        cpu_s=published.receipt.cost.cpu_s,
+    )
+    return published
+
+
+def _link(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.relative_to(link.parent))
+    os.replace(temporary, link)
+
+
+def _lineage(inputs: dict[str, Artifact]) -> dict[str, dict[str, Any]]:
+    """Every ancestor once: the inputs' own lineages, then the inputs."""
+    ancestors: dict[str, dict[str, Any]] = {}
+    for artifact in inputs.values():
+        ancestors |= artifact.receipt.lineage
+    for artifact in inputs.values():
+        receipt = artifact.receipt
+        ancestors[receipt.stage] = {
+            "type": receipt.stage_type,
+            "kind": receipt.kind,
+            "key": receipt.key,
+            "digest": receipt.digest,
+            "inputs": {name: record.model_dump(mode="json") for name, record in receipt.inputs.items()},
+            "cost": receipt.cost.model_dump(mode="json"),
+        }
+    return ancestors
+
+
+def _count_attempt(workspace: Path) -> int:
+    counter = workspace / "attempts"
+    attempt = int(counter.read_text()) + 1 if counter.exists() else 1
+    write_atomic(counter, str(attempt))
+    return attempt
+
+
+@contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Hold a stage's lock; the kernel drops it when the process dies, however it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(f"stage {name}", "another process is doing it", "wait for that one to end") from None
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the error's one line goes to the log and, for the launcher, into the events."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.run_stage", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("stage")
+    parser.add_argument("--force", action="store_true", help="do it again, even if it is done")
+    parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one dies")
+    options = parser.parse_args(arguments)
+    if options.with_parent:
+        die_with_parent()
+    for name, value in _QUIET_THREADS.items():
+        os.environ.setdefault(name, value)
+    run = RunDirectory(options.run_dir)
+    try:
+        run_stage(run, options.stage, force=options.force)
+    except ReasonforgeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        run.record("stage_failed", options.stage, exit_code=error.exit_code, error=str(error))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the boundary of the process: recorded, logged whole, exit 1
+        traceback.print_exc()
+        run.record("stage_failed", options.stage, exit_code=1, error=f"{type(error).__name__}: {error}".splitlines()[0])
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What a stage is: a typed configuration that names its input artifacts and can make its one output artifact."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+from reasonforge.artifacts import Artifact, ArtifactKind
+from reasonforge.config import Strict
+from reasonforge.progress import Progress
+
+
+@dataclass(frozen=True)
+class InputOf:
+    """The kind of artifact that a field of a stage's inputs takes: `Annotated[str, InputOf("traces")]`."""
+
+    kind: ArtifactKind
+
+
+@dataclass(frozen=True)
+class InputRef:
+    """One input as a recipe wires it. A group of inputs (`scores: {base: evaluate-base}`) gives `scores.base`."""
+
+    name: str
+    stage: str
+    kind: ArtifactKind
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """All that a stage may touch while it runs."""
+
+    stage: str
+    """The stage's name in the recipe."""
+    seed: int
+    """The recipe's seed."""
+    inputs: Mapping[str, Artifact]
+    """Input artifacts by name; members of a group as `group.member`."""
+    out: Path
+    """Empty at the start of every attempt; what is here at the end is published."""
+    scratch: Path
+    """Survives a kill: finished shards, journals, checkpoints. Deleted once the stage is published."""
+    progress_file: Path
+    """Where the latest progress goes."""
+
+    def path(self, name: str) -> Path:
+        """The directory of an input artifact."""
+        return self.inputs[name].path
+
+    def group(self, name: str) -> dict[str, Artifact]:
+        """The members of a group of inputs, by their name in the group."""
+        prefix = f"{name}."
+        return {key[len(prefix) :]: value for key, value in self.inputs.items() if key.startswith(prefix)}
+
+    def progress(self, title: str, total: int, unit: str) -> Progress:
+        """A progress reporter for one piece of the work."""
+        return Progress(title, total, unit, self.progress_file)
+
+
+class Stage(Strict):
+    """The base of all stages. A subclass has a literal `type`, its `inputs`, its options, and `run`.
+
+    `version` is part of the stage key: raise it when the same configuration would give another output.
+    """
+
+    kind: ClassVar[ArtifactKind]
+    version: ClassVar[int] = 1
+
+    type: str
+    """Which stage this is; a literal in every subclass."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """The importable modules that the stage's work needs, for `reasonforge doctor` ("torch", "trl")."""
+
+    @property
+    def external_files(self) -> tuple[Path, ...]:
+        """Files from outside the run whose content decides the output; they are part of the stage key."""
+        return ()
+
+    @abstractmethod
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Do the work: write the artifact's files into `context.out` and return the counts for its receipt.
+
+        It may be killed at any instant and called again: what it needs to go on, it keeps in `context.scratch`.
+        Raises RequestError for bad input, StageError where the work cannot be done.
+        """
+
+    def input_refs(self) -> Iterator[InputRef]:
+        """The input artifacts that this stage names, optional ones only where they are given."""
+        inputs = getattr(self, "inputs", None)
+        if inputs is None:
+            return
+        for name, field in type(inputs).model_fields.items():
+            kind = _kind_of(field.annotation, field.metadata)
+            value = getattr(inputs, name)
+            if isinstance(value, Mapping):
+                yield from (InputRef(f"{name}.{member}", stage, kind) for member, stage in value.items())
+            elif value is not None:
+                yield InputRef(name, value, kind)
+
+
+def _kind_of(annotation: Any, metadata: list[Any]) -> ArtifactKind:
+    for item in metadata:
+        if isinstance(item, InputOf):
+            return item.kind
+    for argument in get_args(annotation):
+        marks = list(getattr(argument, "__metadata__", ()))
+        if marks or get_args(argument):
+            return _kind_of(argument, marks)
+    raise TypeError(f"{annotation} has no InputOf")

@@ -1,0 +1,28 @@
+"""The stages by type. A new stage is a file here and a line in `AnyStage`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from recipes.stages.base_model import BaseModelStage
+from recipes.stages.curate import CurateStage
+from recipes.stages.distill import DistillStage
+from recipes.stages.evaluate import EvaluateStage
+from recipes.stages.generate import GenerateStage
+from recipes.stages.grpo import GRPOStage
+from recipes.stages.problems import ProblemsStage
+from recipes.stages.report import ReportStage
+from recipes.stages.tokenize import TokenizeStage
+
+AnyStage = Annotated[
+    ProblemsStage
+    | BaseModelStage
+    | GenerateStage
+    | CurateStage
+    | TokenizeStage
+    | DistillStage
+    | GRPOStage
+    | EvaluateStage
+    | ReportStage,
+    Field(discriminator="type"),
+]

@@ -1,0 +1,66 @@
+"""What state each stage of a run is in, from receipts, locks and events. `reasonforge status` shows it."""
+
+import fcntl
+from pathlib import Path
+from typing import Any, Literal
+
+from reasonforge.artifacts import RECEIPT, load
+from reasonforge.errors import RequestError
+from recipes.recipe import Recipe, load_resolved
+from recipes.run_directory import RunDirectory
+from recipes.run_stage import is_done, open_job
+
+State = Literal["done", "running", "failed", "interrupted", "pending", "outdated", "damaged"]
+
+
+def run_status(run: RunDirectory) -> list[dict[str, Any]]:
+    """One entry a stage, in order: name, state, and what is known of it (progress, wall_s, attempt, error).
+
+    Raises RequestError where the directory is no run.
+    """
+    if not run.recipe.exists():
+        raise RequestError(str(run.root), "no recipe.json, so no run", "start one with: reasonforge run RECIPE")
+    recipe = load_resolved(run.recipe)
+    last_event = {event["stage"]: event for event in run.read_events() if "stage" in event}
+    return [_stage_status(run, recipe, name, last_event.get(name)) for name in recipe.order()]
+
+
+def _stage_status(run: RunDirectory, recipe: Recipe, name: str, event: dict[str, Any] | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"stage": name, "type": recipe.stages[name].type, "state": "pending"}
+    if is_locked(run.stage_lock(name)):
+        return entry | {"state": "running", "progress": run.read_progress(name)}
+    if (run.stage(name) / RECEIPT).exists():
+        return entry | _published(run, name)
+    if event is not None and event["event"] == "stage_failed":
+        return entry | {"state": "failed", "error": event["error"]}
+    if event is not None and event["event"] == "stage_started":
+        return entry | {"state": "interrupted", "progress": run.read_progress(name)}
+    return entry
+
+
+def _published(run: RunDirectory, name: str) -> dict[str, Any]:
+    """A stage whose artifact is there: done, outdated by a changed recipe or input, or damaged."""
+    try:
+        artifact = load(run.stage(name))
+        done = is_done(open_job(run, name))
+    except RequestError as error:
+        return {"state": "damaged", "error": str(error)}
+    cost = artifact.receipt.cost
+    return {
+        "state": "done" if done else "outdated",
+        "wall_s": cost.wall_s,
+        "cpu_s": cost.cpu_s,
+        "attempt": cost.attempt,
+    }
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds a lock file."""
+    if not path.exists():
+        return False
+    with open(path) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
