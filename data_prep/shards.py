@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from reasonforge.errors import RequestError, StageError
+from reasonforge.errors import StageError
 from reasonforge.files import write_jsonl
 from reasonforge.progress import Progress
 
@@ -65,7 +65,7 @@ def _map_in_processes(work: Work[T], pieces: list[_Piece[T]], workers: int, prog
 
     context = multiprocessing.get_context("spawn")  # a fork of a process that has torch's threads may hang
     waiting = iter(pieces)
-    running: dict[Future[tuple[str, str, str] | None], int] = {}
+    running: dict[Future[None], int] = {}
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         try:
             while True:
@@ -76,8 +76,7 @@ def _map_in_processes(work: Work[T], pieces: list[_Piece[T]], workers: int, prog
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    if error := future.result():
-                        raise RequestError(*error)
+                    future.result()
                     progress.advance(running.pop(future))
         except BrokenExecutor:
             raise StageError(
@@ -88,13 +87,8 @@ def _map_in_processes(work: Work[T], pieces: list[_Piece[T]], workers: int, prog
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _work_shard(work: Work[T], piece: _Piece[T]) -> tuple[str, str, str] | None:
-    """Do one shard in a worker; a RequestError travels as its three texts, since it does not unpickle."""
-    try:
-        write_jsonl(piece.path, work(piece.index, piece.items))
-    except RequestError as error:
-        return error.where, error.problem, error.remedy
-    return None
+def _work_shard(work: Work[T], piece: _Piece[T]) -> None:
+    write_jsonl(piece.path, work(piece.index, piece.items))
 
 
 def _start_worker() -> None:

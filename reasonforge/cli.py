@@ -34,14 +34,21 @@ class _Face(click.Group):
         try:
             return super().invoke(ctx)
         except ReasonforgeError as error:
-            if ctx.params.get("debug"):
+            if ctx.params["debug"]:
                 raise
             for line in str(error).splitlines():
                 click.echo(f"error: {line}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(130)
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(0)
+        except OSError as error:  # a full disk, a directory that may not be written
+            if ctx.params["debug"]:
+                raise
+            click.echo(f"error: {error.filename or 'the system says'}: {error.strerror}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=_Face, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,10 +78,11 @@ def run(
     """Run a recipe on this machine. What is done already is skipped; what was interrupted goes on."""
     from reasonforge.display import duration, showing
     from recipes.local import check_outside_inputs, launch, select
-    from recipes.recipe import load_recipe
+    from recipes.recipe import check_run_name, load_recipe
     from recipes.run_directory import RunDirectory
 
     recipe = load_recipe(recipe_file, overrides)
+    check_run_name(name or recipe.name)
     chosen = select(recipe, first, last, force)
     directory = RunDirectory(runs_dir / (name or recipe.name))
     check_outside_inputs(directory, recipe, chosen)
@@ -269,4 +277,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*header, box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)  # a file is not folded

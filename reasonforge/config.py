@@ -67,7 +67,7 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
 
 def _explain(model: type[Strict], document: Document, detail: ErrorDetails) -> RequestError:
     """One pydantic error as a line of ours: the key as the user wrote it, what was found, what would be right."""
-    path, owner = _written_path(model, detail["loc"])
+    path, owner, tags = _written_path(model, detail["loc"])
     where = document.where(path)
     kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
@@ -76,19 +76,15 @@ def _explain(model: type[Strict], document: Document, detail: ErrorDetails) -> R
     if kind == "missing":
         return RequestError(where, "missing", "it has no default, so it must be given")
     if kind == "union_tag_not_found":
-        return RequestError(where, "no 'type' is given", f"choose one of: {_tags(context)}")
+        return RequestError(where, "no 'type' is given", f"choose one of: {', '.join(tags)}")
     if kind == "union_tag_invalid":
         tag = str(context.get("tag"))
-        return RequestError(
-            where, f"found type {tag!r}, which does not exist", nearest(tag, _tags(context).split(", "))
-        )
+        return RequestError(document.where((*path, "type")), f"found {tag!r}, which does not exist", nearest(tag, tags))
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return RequestError(where, f"found {_short(found)}", "a mapping of keys is needed")
     if kind == "value_error":
         return RequestError(where, str(context["error"]))
     return RequestError(where, f"found {_short(found)}", detail["msg"][:1].lower() + detail["msg"][1:])
-
-
-def _tags(context: dict[str, Any]) -> str:
-    return str(context.get("expected_tags", "")).replace("'", "")
 
 
 def _short(value: Any) -> str:
@@ -96,12 +92,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _written_path(model: type[BaseModel], location: Sequence[str | int]) -> tuple[KeyPath, type[BaseModel] | None]:
-    """A pydantic location without the union tags that nobody wrote, and the model that owns its last key."""
+def _written_path(
+    model: type[BaseModel], location: Sequence[str | int]
+) -> tuple[KeyPath, type[BaseModel] | None, list[str]]:
+    """A pydantic location without the parts that nobody wrote, the model that owns its last key, and, where the
+    location is a union, the types to choose from."""
     written: list[str | int] = []
     annotation: Any = model
     owner: type[BaseModel] | None = None
     for part in location:
+        if part == "[key]":  # pydantic's way to say that the key itself is wrong
+            continue
         members = _models(annotation)
         chosen = [member for member in members if part in _tags_of(member)]
         if len(members) > 1 and chosen:
@@ -114,7 +115,7 @@ def _written_path(model: type[BaseModel], location: Sequence[str | int]) -> tupl
             annotation = field.annotation if field else None
         else:
             annotation = next(iter(get_args(_bare(annotation))[-1:]), None)
-    return tuple(written), owner
+    return tuple(written), owner, [tag for member in _models(annotation) for tag in _tags_of(member)]
 
 
 def _bare(annotation: Any) -> Any:

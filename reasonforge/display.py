@@ -16,16 +16,12 @@ def remaining(progress: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 4.2 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 10:
+    """Seconds as "12.3 s", "4 min 05 s" or "3 h 12 min"."""
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 @contextmanager

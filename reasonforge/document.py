@@ -66,28 +66,44 @@ def _read_yaml(path: Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RequestError(str(path), "no such file") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise RequestError(str(path), f"not a text file: {error}") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(str(path), f"not a text file: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise RequestError(str(path), f"cannot be read: {error.strerror}") from None
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        data, lines = _parse(path, text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise RequestError(f"{path}:{mark.line + 1}" if mark else str(path), f"not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise RequestError(str(path), f"not YAML: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date in a 13th month
+        raise RequestError(str(path), f"not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise RequestError(str(path), "nested too deeply, or in itself by an alias", "flatten it") from None
     if not isinstance(data, dict):
         raise RequestError(str(path), f"found {type(data).__name__} at the top", "a mapping of keys is needed")
-    lines: dict[KeyPath, str] = {}
-    for key_path, line in _key_lines(node, ()):
-        if key_path in lines:
-            raise RequestError(
-                f"{path}:{line}: {'.'.join(map(str, key_path))}",
-                f"written twice, first at {lines[key_path]}",
-                "keep one of them",
-            )
-        lines[key_path] = f"{path}:{line}"
-    return Document(str(path), _unshared(data), lines)
+    return Document(str(path), data, lines)
+
+
+def _parse(path: Path, text: str) -> tuple[Any, dict[KeyPath, str]]:
+    """The data of a YAML text, and where each key is. Raises RequestError for a key written twice or no text."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        written: dict[KeyPath, str] = {}
+        for key_path, line, is_text in _keys(node, ()):
+            place = f"{path}:{line}"
+            where = f"{place}: {'.'.join(map(str, key_path))}"
+            if key_path in written:
+                raise RequestError(where, f"written twice, first at {written[key_path]}", "keep one of them")
+            if not is_text:
+                raise RequestError(where, "this key is no text to YAML", "quote it")
+            written[key_path] = place
+        data = loader.construct_document(node) if node else None
+        # Construction has put the keys that `<<` brings into the nodes, before those that override them.
+        lines = {key_path: f"{path}:{line}" for key_path, line, _ in _keys(node, ())}
+    finally:
+        loader.dispose()
+    return _unshared(data), lines
 
 
 def _unshared(value: Any) -> Any:
@@ -97,18 +113,21 @@ def _unshared(value: Any) -> Any:
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-def _key_lines(node: yaml.Node | None, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
-    """The path and line (from 1) of every mapping key and list item below a node."""
+def _keys(node: yaml.Node | None, path: KeyPath) -> Iterator[tuple[KeyPath, int, bool]]:
+    """The path and line (from 1) of every mapping key and list item below a node, and whether the key is text."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*path, str(key.value))
-            yield here, key.start_mark.line + 1
-            yield from _key_lines(value, here)
+            here = (*path, key.value if isinstance(key, yaml.ScalarNode) else "?")
+            yield here, key.start_mark.line + 1, key.tag in _TEXT_KEYS
+            yield from _keys(value, here)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             here = (*path, index)
-            yield here, value.start_mark.line + 1
-            yield from _key_lines(value, here)
+            yield here, value.start_mark.line + 1, True
+            yield from _keys(value, here)
+
+
+_TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 def _merge(base: Document, data: dict[str, Any], lines: dict[KeyPath, str], path: KeyPath) -> None:
@@ -132,9 +151,7 @@ def _merge(base: Document, data: dict[str, Any], lines: dict[KeyPath, str], path
             _merge(base, value, lines, here)
             continue
         target[key] = value
-        stale = [known for known in base.lines if known[: len(here)] == here]
-        for known in stale:
-            del base.lines[known]
+        _forget_lines(base, here)
         base.lines.update({known: line for known, line in lines.items() if known[: len(here)] == here})
 
 
@@ -143,16 +160,26 @@ def _apply_override(document: Document, override: str) -> None:
     dotted, separator, text = override.partition("=")
     where = f"--set {override}"
     if not separator or not dotted:
-        raise RequestError(where, "not of the form KEY=VALUE", "for example --set stages.grpo.engine.max_steps=20")
+        raise RequestError(where, "not of the form KEY=VALUE", "for example --set stages.grpo.engine.steps=20")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise RequestError(where, f"the value {text!r} is not YAML", "quote it, as in --set 'name=\"a: b\"'") from None
     keys = dotted.split(".")
     target: Any = document.data
-    for key in keys[:-1]:
-        if not isinstance(target.setdefault(key, {}), dict):
+    for depth, key in enumerate(keys[:-1], start=1):
+        if key not in target:
+            target[key] = {}
+            document.lines[tuple(keys[:depth])] = "--set"
+        if not isinstance(target[key], dict):
             raise RequestError(where, f"{key} is not a mapping, so it has no key below it")
         target = target[key]
     target[keys[-1]] = value
+    _forget_lines(document, tuple(keys))
     document.lines[tuple(keys)] = "--set"
+
+
+def _forget_lines(document: Document, path: KeyPath) -> None:
+    """Drop the lines of a key that is replaced, and of all below it."""
+    for known in [known for known in document.lines if known[: len(path)] == path]:
+        del document.lines[known]

@@ -28,6 +28,10 @@ class RequestError(ReasonforgeError):
         self.where, self.problem, self.remedy = where, problem, remedy
         super().__init__(f"{where}: {problem}" + (f"; {remedy}" if remedy else ""))
 
+    def __reduce__(self) -> tuple[type["RequestError"], tuple[str, str, str]]:
+        """Pickle by the three parts: an error may come out of a worker process."""
+        return RequestError, (self.where, self.problem, self.remedy)
+
 
 class StageError(ReasonforgeError):
     """A stage's own work failed (exit code 1); what it had saved is kept for the next attempt."""

@@ -49,6 +49,8 @@ def read_json(path: Path) -> Any:
         raise RequestError(str(path), "no such file") from None
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}:{error.lineno}", f"not JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(str(path), f"not JSON: not UTF-8 at byte {error.start}") from None
 
 
 def jsonl_line(row: dict[str, Any]) -> str:

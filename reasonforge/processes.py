@@ -1,6 +1,7 @@
 """The one module that starts other programs; commands are argument lists, never shell text."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -31,13 +32,23 @@ def start_logged(command: Sequence[str], log: Path, environment: Mapping[str, st
         )
 
 
-def die_with_parent() -> None:
+def start_piped(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program that we talk to through unbuffered pipes on its standard input and output."""
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=dict(environment))
+
+
+def die_with_parent(parent: int) -> None:
     """Let the kernel end this process when the one that started it dies, even by SIGKILL (Linux: prctl(2)).
 
-    A killed launcher then leaves no stage behind, and a killed stage no workers, to collide with the next attempt.
+    A killed launcher then leaves no stage behind to collide with the next attempt.
+
+    Args:
+        parent: process id of the one that started it; where that is gone already, this process ends at once.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 _PR_SET_PDEATHSIG = 1

@@ -6,24 +6,9 @@ import shutil
 from typing import Any
 
 from reasonforge.processes import output
-from recipes.environment import package_version
+from recipes.environment import PACKAGES, package_version
 from recipes.recipe import Recipe
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "datasets",
-    "math-verify",
-    "openai",
-    "nemo_toolkit",
-    "nemo-run",
-    "megatron-core",
-    "megatron-bridge",
-    "transformer-engine",
-    "vllm",
-    "submitit",
-)
 _PROGRAMS = {
     "slurm": ["sbatch", "--version"],
     "enroot": ["enroot", "version"],

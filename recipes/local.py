@@ -1,6 +1,5 @@
 """The `local` launcher: the stages of a run one after the other on this machine, each a process of its own."""
 
-import fcntl
 import os
 import signal
 import time
@@ -17,7 +16,7 @@ from reasonforge.processes import start_logged
 from recipes.plan import make_plan, stage_command
 from recipes.recipe import Recipe, save_resolved
 from recipes.run_directory import RunDirectory
-from recipes.run_stage import is_done, open_job
+from recipes.run_stage import is_done, open_job, try_lock
 
 POLL_S = 0.1
 
@@ -90,19 +89,17 @@ def exclusive(run: RunDirectory) -> Iterator[None]:
     """Hold the run directory for one launcher; the lock goes with the process. RequestError where it is taken."""
     run.root.mkdir(parents=True, exist_ok=True)
     with open(run.lock, "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle):
             raise RequestError(
                 str(run.root), "another reasonforge is running here", "wait for it, or give this run another --name"
-            ) from None
+            )
         yield
 
 
 def _run_one(run: RunDirectory, name: str, force: bool, show: Callable[[Update], None]) -> None:
     run.progress(name).unlink(missing_ok=True)
     started = time.monotonic()
-    command = [*stage_command(run.root, name), "--with-parent", *(["--force"] if force else [])]
+    command = [*stage_command(run.root, name), "--with-parent", str(os.getpid()), *(["--force"] if force else [])]
     process = start_logged(command, run.log(name), os.environ)
     try:
         while process.poll() is None:
@@ -131,11 +128,11 @@ def _stop(process: "Popen[bytes]") -> None:
 
 def _failure(run: RunDirectory, name: str, returncode: int) -> StageError:
     """The error of a stage that ended badly, in its own words where it left some."""
-    said = [event["error"] for event in run.read_events() if event.get("stage") == name and "error" in event]
+    *_, last = [{}, *(event for event in run.read_events() if event.get("stage") == name)]
     if returncode < 0:
         what = f"killed by {signal.Signals(-returncode).name}; run again to go on from where it was"
     else:
-        what = said[-1] if said else f"exit code {returncode}"
+        what = last.get("error", f"exit code {returncode}")
     error = StageError(f"stage {name}: {what} (log: {run.log(name)})")
     error.exit_code = 2 if returncode == 2 else 1
     return error

@@ -1,5 +1,6 @@
 """A recipe: the stages of a run by name, and the checks that make them a graph before anything runs."""
 
+import re
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -67,6 +68,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             "let one of them take its input from elsewhere",
         ) from None
     return recipe
+
+
+def check_run_name(name: str) -> None:
+    """Raises RequestError for a run's name that is not fit to be a directory's."""
+    if not re.fullmatch(_NAME, name):
+        raise RequestError(
+            f"--name {name}", "not fit for a directory", "use letters, digits, '.', '_' and '-', no '.' or '-' first"
+        )
 
 
 def save_resolved(recipe: Recipe, path: Path) -> None:

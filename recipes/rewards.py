@@ -2,17 +2,15 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from data_prep.grading.extract import final_text, last_boxed
 from data_prep.grading.pool import GradingPool
 from reasonforge.config import Strict
 
-_FORM = re.compile(
-    r"\s*(?:<think>)?(?:(?!</?think>).)*</think>(?:(?!</?think>).)*\\boxed\{(?:(?!</?think>).)*", re.DOTALL
-)
-
+_THOUGHT_ONCE = re.compile(r"\s*(?:<think>)?(?:(?!</?think>).)*</think>(?:(?!</?think>).)*", re.DOTALL)
 
 RewardFunction = Callable[..., list[float]]
 
@@ -25,10 +23,16 @@ class RewardWeights(Strict):
     format: float = Field(0.0, ge=0)
     """1 for one closed stretch of thinking and a boxed answer after it, 0 for anything else."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.accuracy and not self.format:
+            raise ValueError("accuracy and format are both 0, so nothing is rewarded; raise one of them")
+        return self
+
 
 def well_formed(response: str) -> bool:
     """Whether a response thinks once, stops thinking, and then boxes an answer."""
-    return _FORM.fullmatch(response) is not None
+    return _THOUGHT_ONCE.fullmatch(response) is not None and bool(last_boxed(final_text(response) or ""))
 
 
 def reward_functions(pool: GradingPool, weights: RewardWeights) -> dict[str, tuple[Callable[..., Any], float]]:

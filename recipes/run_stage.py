@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from reasonforge.artifacts import (
     RECEIPT,
@@ -42,6 +42,8 @@ from recipes.stage import Stage, StageContext
 
 # Idle OpenMP threads that spin cost a shared machine more than they save; libgomp reads these when torch loads.
 _QUIET_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
+
+LOCK_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def _work(job: StageJob) -> Artifact:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
+    job.run.progress(job.name).parent.mkdir(exist_ok=True)
     job.run.record("stage_started", job.name, attempt=attempt, key=job.key, pid=os.getpid())
     context = StageContext(
         stage=job.name,
@@ -237,14 +240,27 @@ def _count_attempt(workspace: Path) -> int:
 
 @contextmanager
 def _locked(path: Path, name: str) -> Iterator[None]:
-    """Hold a stage's lock; the kernel drops it when the process dies, however it dies."""
+    """Hold a stage's lock; the kernel drops it when the process dies, however it dies.
+
+    It is asked for during LOCK_PATIENCE_S: a killed process takes a moment to die, and `status` looks for an instant.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_PATIENCE_S
     with open(path, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(f"stage {name}", "another process is doing it", "wait for that one to end") from None
+        while not try_lock(handle):
+            if time.monotonic() > deadline:
+                raise RequestError(f"stage {name}", "another process is doing it", "wait for that one to end")
+            time.sleep(0.05)
         yield
+
+
+def try_lock(handle: IO[Any], *, shared: bool = False) -> bool:
+    """Take the lock of an open file for this process, if nobody has it (`shared`: nobody has it alone)."""
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -253,10 +269,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("stage")
     parser.add_argument("--force", action="store_true", help="do it again, even if it is done")
-    parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one dies")
+    parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process, the parent, dies")
     options = parser.parse_args(arguments)
-    if options.with_parent:
-        die_with_parent()
+    if options.with_parent is not None:
+        die_with_parent(options.with_parent)
     for name, value in _QUIET_THREADS.items():
         os.environ.setdefault(name, value)
     run = RunDirectory(options.run_dir)
@@ -264,7 +280,8 @@ def main(arguments: list[str] | None = None) -> int:
         run_stage(run, options.stage, force=options.force)
     except ReasonforgeError as error:
         sys.stderr.write(f"error: {error}\n")
-        run.record("stage_failed", options.stage, exit_code=error.exit_code, error=str(error))
+        if run.recipe.exists():
+            run.record("stage_failed", options.stage, exit_code=error.exit_code, error=str(error))
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the boundary of the process: recorded, logged whole, exit 1
         traceback.print_exc()

@@ -1,6 +1,5 @@
 """What state each stage of a run is in, from receipts, locks and events. `reasonforge status` shows it."""
 
-import fcntl
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +7,7 @@ from reasonforge.artifacts import RECEIPT, load
 from reasonforge.errors import RequestError
 from recipes.recipe import Recipe, load_resolved
 from recipes.run_directory import RunDirectory
-from recipes.run_stage import is_done, open_job
+from recipes.run_stage import is_done, open_job, try_lock
 
 State = Literal["done", "running", "failed", "interrupted", "pending", "outdated", "damaged"]
 
@@ -30,22 +29,25 @@ def _stage_status(run: RunDirectory, recipe: Recipe, name: str, event: dict[str,
     if is_locked(run.stage_lock(name)):
         return entry | {"state": "running", "progress": run.read_progress(name)}
     if (run.stage(name) / RECEIPT).exists():
-        return entry | _published(run, name)
-    if event is not None and event["event"] == "stage_failed":
-        return entry | {"state": "failed", "error": event["error"]}
-    if event is not None and event["event"] == "stage_started":
-        return entry | {"state": "interrupted", "progress": run.read_progress(name)}
+        entry |= _published(run, name)
+    if entry["state"] in ("pending", "outdated") and event is not None:
+        if event["event"] == "stage_failed":
+            return entry | {"state": "failed", "error": event["error"]}
+        if event["event"] == "stage_started":
+            return entry | {"state": "interrupted", "progress": run.read_progress(name)}
     return entry
 
 
 def _published(run: RunDirectory, name: str) -> dict[str, Any]:
     """A stage whose artifact is there: done, outdated by a changed recipe or input, or damaged."""
     try:
-        artifact = load(run.stage(name))
-        done = is_done(open_job(run, name))
+        cost = load(run.stage(name)).receipt.cost
     except RequestError as error:
         return {"state": "damaged", "error": str(error)}
-    cost = artifact.receipt.cost
+    try:
+        done = is_done(open_job(run, name))
+    except RequestError:  # an input is missing or damaged, and its own entry says so
+        done = False
     return {
         "state": "done" if done else "outdated",
         "wall_s": cost.wall_s,
@@ -59,8 +61,4 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     with open(path) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_lock(handle, shared=True)

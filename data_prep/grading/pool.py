@@ -7,7 +7,6 @@ What a grader decides at once is decided here; only the pairs that need more go 
 import json
 import os
 import selectors
-import subprocess
 import sys
 import time
 from collections import OrderedDict, deque
@@ -17,6 +16,7 @@ from typing import Any, Self, cast
 
 from data_prep.grading.base import VERDICTS, BaseGrader, Verdict
 from reasonforge.errors import StageError
+from reasonforge.processes import start_piped
 from reasonforge.progress import Progress
 
 BATCH = 16
@@ -170,13 +170,10 @@ class _Worker:
         self._limit_s = grader.limit_s
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
+        self._process = start_piped(
             [sys.executable, "-P", "-m", "data_prep.grading.worker", grader.model_dump_json(), task],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
             # One order of sympy's sets for all workers of all attempts.
-            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
+            {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
         )
         self._open: deque[Pair] = deque()
         self._ready = False

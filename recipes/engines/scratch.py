@@ -19,8 +19,7 @@ _THINKING = ("<think>", "</think>")
 # the running-sum task stayed at 10 %.
 _SPLIT = r"[+-]\d|\d|\s|[A-Za-z]+|[^A-Za-z\d\s]"
 
-# A user's turn ends with a line break, so that its last line looks like all the others: without it, copying the last
-# operand of a sum is a thing to learn by itself, and 1,100 steps are not enough for it.
+# A user's turn ends with a line break, so that its last line looks like all the others.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
@@ -47,8 +46,9 @@ class TinyModel(Strict):
     """Key and value heads (grouped-query attention)."""
     ffn_size: int = Field(288, gt=0)
     """Width of the gated feed-forward layer."""
-    init_std: float = Field(0.04, gt=0)
-    """Standard deviation of the initial weights."""
+    init_std: float = Field(0.08, gt=0)
+    """Standard deviation of the initial weights. Wide, since a model this narrow learns to copy from its prompt much
+    sooner that way: with 0.04, two of two runs had not after 900 and 1,100 steps of the running-sum task."""
     max_position: int = Field(512, gt=0)
     """Longest sequence, in tokens."""
     vocabulary: int = Field(305, ge=256 + len(_CONTROL) + len(_THINKING))

@@ -13,7 +13,7 @@ from reasonforge.errors import RequestError
 from reasonforge.files import fsync_path, write_jsonl
 from reasonforge.progress import Progress
 
-METRICS = "metrics.jsonl"
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 _COMPLETE = "complete"
 """Written into a trainer's checkpoint when all of it is on the disk: a checkpoint without it was cut off by a kill."""
 
@@ -71,21 +71,45 @@ def training_arguments(options: TrainOptions, scratch: Path, seed: int) -> dict[
         "save_steps": options.save_every,
         "save_total_limit": 2,
         "logging_steps": options.log_every,
-        "report_to": list(options.log_to),
+        "report_to": [name for name in options.log_to if name != "tensorboard"],
         "disable_tqdm": True,
         "seed": seed,
     }
 
 
-def train(trainer: Any, scratch: Path, progress: Progress) -> list[dict[str, Any]]:
+def train(trainer: Any, options: TrainOptions, scratch: Path, progress: Progress) -> list[dict[str, Any]]:
     """Run a transformers trainer from its last whole checkpoint to the end; returns its metrics, a row a logged step.
 
-    `scratch/metrics.jsonl` grows while it trains, so that a curve can be watched.
+    `scratch/metrics.jsonl` (and `scratch/tensorboard`) grow while it trains, so that a curve can be watched.
     """
-    checkpoints = scratch / "trainer"
-    resume_from = last_whole_checkpoint(checkpoints)
+    from transformers import PrinterCallback
+    from transformers.integrations import TensorBoardCallback
+
+    resume_from = last_whole_checkpoint(scratch / "trainer")
+    if resume_from and _step(resume_from) >= options.steps:
+        progress.resume(options.steps)
+        _restore(trainer, resume_from)
+        return _metrics(trainer)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watcher(scratch / METRICS, progress))
+    if "tensorboard" in options.log_to:
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(scratch / TENSORBOARD))))
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return _metrics(trainer)
+
+
+def _restore(trainer: Any, checkpoint: Path) -> None:
+    """Load a checkpoint of the last step: from there, transformers' own resume would take one step more."""
+    from transformers import TrainerState
+
+    trained = type(trainer.model).from_pretrained(checkpoint, dtype=trainer.model.dtype, local_files_only=True)
+    trainer.model.load_state_dict(trained.state_dict())
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _metrics(trainer: Any) -> list[dict[str, Any]]:
     return [_metrics_row(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
 
 
@@ -97,22 +121,30 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def load_student(directory: Path) -> tuple[Any, Any]:
     """A checkpoint's model in fp32 (training keeps fp32 weights) and its tokenizer, from local files only."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     if not tokenizer.chat_template:
         raise RequestError(str(directory), "the tokenizer has no chat template", "add a chat_template.jinja beside it")
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True), tokenizer
 
 
-def save_student(model: Any, tokenizer: Any, source: Path, metrics: list[dict[str, Any]], out: Path) -> None:
-    """Write a trained model in the dtype of the checkpoint it came from, with its tokenizer and its curve."""
+def save_student(
+    model: Any, tokenizer: Any, source: Path, metrics: list[dict[str, Any]], scratch: Path, out: Path
+) -> None:
+    """Write a trained model in the dtype of the checkpoint it came from, with its tokenizer and its curves."""
     from transformers import AutoConfig
 
     dtype = AutoConfig.from_pretrained(source, local_files_only=True).dtype
@@ -121,6 +153,8 @@ def save_student(model: Any, tokenizer: Any, source: Path, metrics: list[dict[st
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_jsonl(out / METRICS, metrics)
+    if (scratch / TENSORBOARD).exists():
+        shutil.copytree(scratch / TENSORBOARD, out / TENSORBOARD)
 
 
 def _metrics_row(entry: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +172,8 @@ def _watcher(metrics_file: Path, progress: Progress) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress.set(state.global_step)
+            if state.global_step >= state.max_steps:
+                control.should_log = True  # whatever log_every is
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if "train_runtime" in logs:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from reasonforge.config import Operational, Strict
+from reasonforge.errors import RequestError
 from reasonforge.progress import Progress
 from recipes.engines.trl_common import TrainOptions, load_student, save_student, train, training_arguments
 from recipes.rewards import RewardFunction
@@ -100,10 +101,18 @@ class TRLGRPO(TrainOptions):
         Args:
             rewards: TRL reward functions: keyword arguments `completions` and the dataset's columns, a float each.
             weights: a weight for each reward.
+
+        Raises RequestError where there are fewer problems than one generation takes.
         """
         from datasets import Dataset
         from trl import GRPOTrainer
 
+        if len(problems) < self.prompts:
+            raise RequestError(
+                f"engine.prompts = {self.prompts}",
+                f"a generation takes more problems than the {len(problems)} there are",
+                f"set it to {len(problems)} or less, or make more problems",
+            )
         model, tokenizer = load_student(student)
         rows = [{"prompt": [{"role": "user", "content": row["prompt"]}], "answer": row["answer"]} for row in problems]
         trainer = GRPOTrainer(
@@ -113,14 +122,16 @@ class TRLGRPO(TrainOptions):
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
+        if self.sync_reference:
+            trainer.add_callback(_reference_keeper(trainer))
         with progress("reinforcing", self.steps, "steps") as bar:
-            metrics = train(trainer, scratch, bar)
-        save_student(model, tokenizer, student, metrics, out)
+            metrics = train(trainer, self, scratch, bar)
+        save_student(model, tokenizer, student, metrics, scratch, out)
         generations = -(-self.steps // self.updates)
         return {
             "steps": self.steps,
             "completions": generations * self.prompts * self.group_size,
-            "reward": metrics[-1]["reward"],
+            "reward": [row["reward"] for row in metrics if "reward" in row][-1],
         }
 
     def _arguments(self, scratch: Path, seed: int, weights: Sequence[float]) -> Any:
@@ -148,3 +159,23 @@ class TRLGRPO(TrainOptions):
             reward_weights=list(weights),
             **reference,
         )
+
+
+def _reference_keeper(trainer: Any) -> Any:
+    """A callback that saves a synced reference in each checkpoint and restores it: TRL would start from the student."""
+    from transformers import TrainerCallback
+
+    class ReferenceKeeper(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step:
+                reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+                saved = type(reference).from_pretrained(reference_of(args, state), dtype=reference.dtype)
+                reference.load_state_dict(saved.state_dict())
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.accelerator.unwrap_model(trainer.ref_model).save_pretrained(reference_of(args, state))
+
+    def reference_of(args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "reference"
+
+    return ReferenceKeeper()

@@ -61,6 +61,6 @@ class TRLSFT(TrainOptions):
         )
         trainer = SFTTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
         with progress("training", self.steps, "steps") as bar:
-            metrics = train(trainer, scratch, bar)
-        save_student(model, tokenizer, student, metrics, out)
+            metrics = train(trainer, self, scratch, bar)
+        save_student(model, tokenizer, student, metrics, scratch, out)
         return {"steps": self.steps, "sequences": self.steps * self.batch_size, "loss": metrics[-1]["loss"]}

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from reasonforge.display import duration
 from recipes.report.content import Content
-from recipes.report.wording import duration, interval, number, percent, points, points_interval, size
+from recipes.report.wording import interval, number, percent, points, points_interval, size
 
 
 def render(content: Content, title: str) -> str:

@@ -7,6 +7,7 @@ requests. The report stage calls `render`.
 from dataclasses import dataclass
 from pathlib import Path
 
+from reasonforge.display import duration
 from recipes.evaluation.scoring import Interval, Scores
 from recipes.report import wording
 from recipes.report.charts import (
@@ -56,8 +57,9 @@ def render(content: Content, title: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("percent", "points", "interval", "points_interval", "duration", "size", "number"):
+    for name in ("percent", "points", "interval", "points_interval", "size", "number"):
         environment.filters[name] = getattr(wording, name)
+    environment.filters["duration"] = duration
     own_style = (folder / "style.css").read_text(encoding="utf-8")
     return environment.get_template("page.html.jinja").render(
         title=title,

@@ -94,15 +94,6 @@ def points_interval(found: Interval) -> str:
     return f"[{points(found.low)}, {points(found.high)}]"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as "12.3 s", "4 min 05 s" or "3 h 12 min"."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
 def size(count: int) -> str:
     """Bytes as "812 MiB"."""
     value, unit = float(count), "B"

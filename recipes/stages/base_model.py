@@ -15,7 +15,13 @@ from recipes.engines.scratch import TinyModel
 from recipes.engines.trl_sft import TRLSFT
 from recipes.stage import InputOf, Stage, StageContext
 
-_NEEDED = ("config.json", "tokenizer_config.json")
+_NEEDED = {
+    "config.json": ("config.json",),
+    "tokenizer_config.json": ("tokenizer_config.json",),
+    "tokenizer.json": ("tokenizer.json", "tokenizer.model", "vocab.json"),
+    "model.safetensors": ("model.safetensors", "model.safetensors.index.json"),
+}
+"""What a model directory must have: for each file, what may stand in its place."""
 
 
 class CheckpointSource(Strict):
@@ -35,8 +41,8 @@ class CheckpointSource(Strict):
     def make(self, context: StageContext) -> dict[str, Any]:
         """Copy the directory. Raises RequestError where it is not a model with its tokenizer."""
         source = Path(self.path)
-        for name in _NEEDED:
-            if not (source / name).is_file():
+        for name, choices in _NEEDED.items():
+            if not any((source / choice).is_file() for choice in choices):
                 raise RequestError(
                     str(source),
                     f"no {name}, so no Hugging Face model with its tokenizer",
@@ -54,7 +60,7 @@ class ScratchSource(Strict):
     type: Literal["scratch"] = "scratch"
     model: TinyModel = TinyModel()
     """Its shape."""
-    training: TRLSFT = Field(default_factory=lambda: TRLSFT(steps=100, learning_rate=3e-3, adam_beta2=0.98))
+    training: TRLSFT = Field(default_factory=lambda: TRLSFT(steps=100, learning_rate=2e-3, adam_beta2=0.98))
     """How it learns to answer."""
 
     def make(self, context: StageContext) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from reasonforge.artifacts import Artifact, Cost, InputRecord, Receipt, content_digest, hash_files, seal
+from reasonforge.display import duration
 from reasonforge.errors import RequestError
 from reasonforge.files import write_json, write_jsonl
 from recipes.evaluation.scoring import Interval, score
 from recipes.report.charts import linear_axis
 from recipes.report.curves import smoothed, thinned
 from recipes.report.transcripts import shortened, split_thinking
-from recipes.report.wording import Pair, duration, finding, points, size
+from recipes.report.wording import Pair, finding, points, size
 from recipes.stage import StageContext
 from recipes.stages.report import ReportInputs, ReportStage
 

@@ -1,0 +1,5 @@
+"""`python -m reasonforge` is the command `reasonforge`."""
+
+from reasonforge.cli import main
+
+main()

@@ -1,0 +1,15 @@
+"""What the tests of the command line share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from desk import Desk
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A user's directory; what still runs in it at the end is killed."""
+    place = Desk(tmp_path)
+    yield place
+    place.clean()
