@@ -21,7 +21,8 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("done", "rate", "text"), [(0, 0.0, ""), (10, 1.0, ""), (12, 1.0, ""), (5, 0.5, "10.0 s left"), (0, 1.0, "10.0 s left")]
+    ("done", "rate", "text"),
+    [(0, 0.0, ""), (10, 1.0, ""), (12, 1.0, ""), (5, 0.5, "10.0 s left"), (0, 1.0, "10.0 s left")],
 )
 def test_what_is_left(done: int, rate: float, text: str) -> None:
     assert remaining({"done": done, "total": 10, "rate": rate}) == text
