@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from checkpoints_conversion.cli import convert
 from reasonforge import __version__
 from reasonforge.errors import ReasonforgeError, RequestError
 
@@ -244,6 +245,9 @@ def doctor(recipe_file: Path | None, overrides: Sequence[str], as_json: bool) ->
     _print(as_json, {"found": found, "lacking": lacking}, show)
     if any(lacking.values()):
         sys.exit(1)
+
+
+main.add_command(convert)
 
 
 def _run_directory(name: str, runs_dir: Path) -> Any:
