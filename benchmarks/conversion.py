@@ -1,9 +1,9 @@
 """`python -m benchmarks.conversion`: import and export beside `cp` and sync of the same bytes.
 
 For each size a Qwen2-shaped model of random bytes is made in a temporary directory on the file system that is named,
-then cp, import and export take turns in every order: whoever comes first after a pause pays for memory that a virtual
-machine gave back. Medians are printed as Markdown, with the peak memory of the converting processes. The first round
-is not counted; its export is compared with the source.
+then cp, import and export take turns in every order. Before each, as much memory is touched and freed: on a virtual
+machine that gives free memory back, whoever comes first would pay for all. Medians are printed as Markdown, with the
+peak memory of the converting processes. The first round is not counted; its export is compared with the source.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--directory", type=Path, default=Path.cwd(), help="where the temporary directory is made")
     options = parser.parse_args()
-    print("| size | way | body s | ratio to cp | process s | over cp s | peak RSS MiB |\n|" + "---|" * 7)
+    print("| size | way | body s | of | ratio to cp | process s | over cp s | peak RSS MiB |\n|" + "---|" * 8)
     with tempfile.TemporaryDirectory(dir=options.directory, prefix=".conversion-") as directory:
         for size in options.sizes:
             measure(Path(directory), int(size * 1e9), options.rounds, options.workers)
@@ -89,6 +89,7 @@ def measure(directory: Path, size: int, rounds: int, workers: int) -> None:
     orders = list(itertools.permutations(ways))
     for number in range(rounds + 1):
         for name in orders[number % len(orders)]:
+            subprocess.run([sys.executable, "-c", f"bytearray({total} + (256 << 20))"], check=True)
             ways[name](found[name] if number else Measured())
             if not number:
                 check(source, directory / "back")
@@ -175,7 +176,8 @@ def report(total: int, found: dict[str, Measured]) -> None:
     for name, figures in found.items():
         body, process = statistics.median(figures.body_s), statistics.median(figures.process_s)
         rss = f"{max(figures.rss_mib):.0f}" if figures.rss_mib else "–"
-        print(f"| {total / 1e9:.2f} GB | {name} | {body:.2f} | {body / base:.2f} | {process:.2f} "
+        print(f"| {total / 1e9:.2f} GB | {name} | {body:.2f} | {min(figures.body_s):.2f}–{max(figures.body_s):.2f} "
+              f"| {body / base:.2f} | {process:.2f} "
               f"| {process - base:+.2f} | {rss} |", flush=True)  # fmt: skip
 
 

@@ -70,6 +70,7 @@ def publish(job: Job, workers: int, progress: Callable[[int], Progress]) -> Outc
                 handle.flush()
 
             carry_out(job.writes, tree, done, finished, workers, counted)
+        _clear_leftovers(tree)
         job.finish(tree)
         _seal(job, key, tree)
         tree.rename(job.destination)
@@ -140,6 +141,12 @@ def _allocate(job: Job, tree: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab") as handle:
             handle.truncate(size)
+
+
+def _clear_leftovers(tree: Path) -> None:
+    """Delete what a kill between writing and renaming a small file left behind, and the receipt of that attempt."""
+    for path in [*tree.rglob(".*.tmp"), tree / RECEIPT]:
+        path.unlink(missing_ok=True)
 
 
 def _seal(job: Job, key: str, tree: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tiny_checkpoints import assert_same_weights, counter, edit_json, make_model
 from checkpoints_conversion import copying, publishing
 from checkpoints_conversion.exporting import MAX_SHARD_BYTES, export_checkpoint
 from checkpoints_conversion.importing import ImportOptions, import_checkpoint
-from checkpoints_conversion.publishing import RECEIPT
+from checkpoints_conversion.publishing import RECEIPT, Job, publish
 from reasonforge.errors import RequestError
 from reasonforge.files import read_json
 
@@ -203,3 +204,20 @@ def test_a_source_that_shrinks_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RequestError, match="before its tensors do"):
         to_megatron(tmp_path / "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_kill_leaves_of_a_small_file_is_not_published(tmp_path: Path) -> None:
+    def killed(tree: Path) -> None:
+        (tree / ".config.json.7.tmp").write_text("{")
+        (tree / RECEIPT).write_text("{}")
+        raise KeyboardInterrupt
+
+    def whole(tree: Path) -> None:
+        (tree / "config.json").write_text("{}")
+
+    job = Job(tmp_path / "out", {"conversion": "test"}, {}, [], killed)
+    with pytest.raises(KeyboardInterrupt):
+        publish(job, 1, counter)
+    publish(replace(job, finish=whole), 1, counter)
+    assert {path.name for path in job.destination.iterdir()} == {"config.json", RECEIPT}
+    assert set(read_json(job.destination / RECEIPT)["files"]) == {"config.json"}
