@@ -100,3 +100,4 @@ def test_a_killed_process_leaves_no_grading_worker_behind() -> None:
     process.kill()
     process.wait()
     until(lambda: not in_sessions([process.pid]))
+    assert in_sessions([process.pid]) == []
