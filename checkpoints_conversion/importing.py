@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from checkpoints_conversion import megatron
 from checkpoints_conversion.assembly import Assembly
+from checkpoints_conversion.directories import DIRECTORIES
+from checkpoints_conversion.directories.directory import Imported
 from checkpoints_conversion.dtypes import WEIGHTS
 from checkpoints_conversion.families.table import MegatronTensor, extra_state_keys, tensors
 from checkpoints_conversion.geometry import import_chunks
@@ -25,6 +26,8 @@ class ImportOptions:
 
     vocabulary_multiple: int = 128
     """Embedding rows are padded with zeros to a multiple of this: --make-vocab-size-divisible-by, times TP."""
+    directory: Literal["megatron"] = "megatron"
+    """Whose directory is made: a name in `DIRECTORIES`."""
     layer_spec: Literal["te", "local"] = "te"
     """Whose spelling the keys have where Transformer Engine's layer spec and the local one differ (experts)."""
 
@@ -43,7 +46,8 @@ def import_checkpoint(
     model = open_huggingface(source)
     check_rope(source / CONFIG)
     chunks = model_chunks(model, options)
-    layout = lay_out(chunks, extra_state_keys(model.family, model.spec), megatron.WEIGHTS)
+    directory = DIRECTORIES[options.directory]
+    layout = lay_out(chunks, extra_state_keys(model.family, model.spec), directory.weights, directory.prefix)
     identity = {
         "conversion": "import",
         "family": model.family.model_type,
@@ -52,11 +56,11 @@ def import_checkpoint(
     }
 
     def finish(tree: Path) -> None:
-        padded = model.spec.padded_vocabulary(options.vocabulary_multiple)
-        dtype = WEIGHTS[chunks[0][2].dtype]
-        common = megatron.common_state(model, padded, options.vocabulary_multiple, dtype)
-        layout.finish(tree / megatron.WEIGHTS, common)
-        megatron.write_directory(tree, model)
+        multiple = options.vocabulary_multiple
+        padded = model.spec.padded_vocabulary(multiple)
+        imported = Imported(model, WEIGHTS[chunks[0][2].dtype], multiple, padded)
+        layout.finish(tree / directory.weights, directory.common(imported))
+        directory.write(tree, imported)
 
     return publish(Job(destination, identity, layout.sizes, layout.writes, finish), workers, progress)
 

@@ -70,11 +70,14 @@ class Layout:
         write_atomic(directory / BACKEND, _BACKEND_TEXT)
 
 
-def lay_out(chunks: Sequence[tuple[MegatronTensor, int, Assembly]], state_keys: Iterable[str], below: str) -> Layout:
+def lay_out(
+    chunks: Sequence[tuple[MegatronTensor, int, Assembly]], state_keys: Iterable[str], below: str, prefix: str = ""
+) -> Layout:
     """Place every chunk, given as (tensor, first row, content), and every empty extra state.
 
     Args:
         below: the directory of the weights in the result; it goes before each file's name in `sizes` and `writes`.
+        prefix: what every key begins with.
     """
     total = sum(assembly.bytes for _, _, assembly in chunks)
     sizes = {f"__{number}_0.distcp": 0 for number in range(FILES)}
@@ -97,10 +100,10 @@ def lay_out(chunks: Sequence[tuple[MegatronTensor, int, Assembly]], state_keys: 
             raise RequestError(str(assembly.fragments[0].file), f"{tensor.label} is {assembly.dtype}, others {dtype}")
         found.append(Chunk(offsets, shape, Record(name, start, length)))
         sizes[name] = start + length + -(start + length) % ALIGNMENT
-    tensors = [StackedTensor(key, dtype, whole, tuple(found)) for key, (dtype, whole, found) in stacks.items()]
+    tensors = [StackedTensor(prefix + key, dtype, whole, tuple(found)) for key, (dtype, whole, found) in stacks.items()]
     states, state_bytes = {}, []
     for key in state_keys:
-        states[key] = Record(names[0], sizes[names[0]], len(_EMPTY_STATE))
+        states[prefix + key] = Record(names[0], sizes[names[0]], len(_EMPTY_STATE))
         state_bytes.append((sizes[names[0]], _EMPTY_STATE))
         sizes[names[0]] += len(_EMPTY_STATE)
     return Layout({f"{below}/{name}": size for name, size in sizes.items()}, writes, tensors, states, state_bytes)
