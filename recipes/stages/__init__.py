@@ -8,8 +8,10 @@ from recipes.stages.base_model import BaseModelStage
 from recipes.stages.curate import CurateStage
 from recipes.stages.distill import DistillStage
 from recipes.stages.evaluate import EvaluateStage
+from recipes.stages.export_checkpoint import ExportCheckpointStage
 from recipes.stages.generate import GenerateStage
 from recipes.stages.grpo import GRPOStage
+from recipes.stages.import_checkpoint import ImportCheckpointStage
 from recipes.stages.problems import ProblemsStage
 from recipes.stages.report import ReportStage
 from recipes.stages.tokenize import TokenizeStage
@@ -20,7 +22,9 @@ AnyStage = Annotated[
     | GenerateStage
     | CurateStage
     | TokenizeStage
+    | ImportCheckpointStage
     | DistillStage
+    | ExportCheckpointStage
     | GRPOStage
     | EvaluateStage
     | ReportStage,
