@@ -13,6 +13,7 @@ from reasonforge.artifacts import RECEIPT
 from reasonforge.errors import RequestError, StageError, nearest
 from reasonforge.files import write_json
 from reasonforge.processes import start_logged
+from recipes.interruption import EXIT_INTERRUPTED
 from recipes.plan import make_plan, stage_command
 from recipes.recipe import Recipe, save_resolved
 from recipes.run_directory import RunDirectory
@@ -131,6 +132,8 @@ def _failure(run: RunDirectory, name: str, returncode: int) -> StageError:
     *_, last = [{}, *(event for event in run.read_events() if event.get("stage") == name)]
     if returncode < 0:
         what = f"killed by {signal.Signals(-returncode).name}; run again to go on from where it was"
+    elif returncode == EXIT_INTERRUPTED:
+        what = "told to stop by a signal; run again to go on from where it was"
     else:
         what = last.get("error", f"exit code {returncode}")
     error = StageError(f"stage {name}: {what} (log: {run.log(name)})")

@@ -55,17 +55,17 @@ class RunDirectory:
         """Where a stage works; one directory below it for each stage key."""
         return self.root / "work" / stage
 
-    def stage_lock(self, stage: str) -> Path:
-        """Held by the process that does the stage."""
-        return self.root / "work" / f"{stage}.lock"
+    def stage_lock(self, stage: str, part: int | None = None) -> Path:
+        """Held by the process that does the stage, or a part of it; shared by those that do parts."""
+        return self.root / "work" / f"{_with_part(stage, part)}.lock"
 
-    def log(self, stage: str) -> Path:
-        """A stage's standard output and error, all attempts one after the other."""
-        return self.root / "logs" / f"{stage}.log"
+    def log(self, stage: str, part: int | None = None) -> Path:
+        """A stage's (or a part's) standard output and error, all attempts one after the other."""
+        return self.root / "logs" / f"{_with_part(stage, part)}.log"
 
-    def progress(self, stage: str) -> Path:
-        """A stage's latest progress, a JSON object."""
-        return self.root / "logs" / f"{stage}.progress.json"
+    def progress(self, stage: str, part: int | None = None) -> Path:
+        """A stage's (or a part's) latest progress, a JSON object."""
+        return self.root / "logs" / f"{_with_part(stage, part)}.progress.json"
 
     def record(self, event: str, stage: str | None = None, **details: Any) -> None:
         """Append an event in one write, so that several processes can append at once."""
@@ -97,3 +97,7 @@ class RunDirectory:
         """All events so far, oldest first; nothing where the run has not started."""
         if self.events.exists():
             yield from read_jsonl(self.events)
+
+
+def _with_part(stage: str, part: int | None) -> str:
+    return stage if part is None else f"{stage}.part-{part:05d}"

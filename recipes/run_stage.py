@@ -1,7 +1,8 @@
 """`python -m recipes.run_stage RUN_DIR STAGE`: does one stage, the same on a laptop, in a container and under srun.
 
 It reads the resolved recipe and the input artifacts from the run directory, works in `work/STAGE/KEY` and publishes
-to `stages/STAGE`. It may be killed at any instant and run again. Exit codes: 0 done, 1 failed, 2 bad request.
+to `stages/STAGE`. It may be killed at any instant and run again. Exit codes: 0 done, 1 failed, 2 bad request,
+85 told to stop (SIGUSR2, SIGTERM), saved, and to be run again.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from reasonforge.errors import ReasonforgeError, RequestError
 from reasonforge.files import fsync_path, sha256_file, write_atomic
 from reasonforge.processes import die_with_parent
 from recipes.environment import describe_environment
+from recipes.interruption import EXIT_INTERRUPTED, Interrupted, catch_signals, requested
 from recipes.recipe import Recipe, load_resolved
 from recipes.run_directory import RunDirectory
 from recipes.stage import Stage, StageContext
@@ -137,25 +139,46 @@ def run_stage(run: RunDirectory, name: str, *, force: bool = False) -> Artifact:
         return _publish(job, artifact)
 
 
+def run_part(run: RunDirectory, name: str, part: int) -> None:
+    """Do one part of a stage that an array of jobs shares, unless the stage is done; `run_stage` finishes it.
+
+    Raises RequestError where the recipe does not divide the stage into as many parts.
+    """
+    job = open_job(run, name)
+    parts = job.stage.resources.array
+    if not 0 <= part < parts:
+        raise RequestError(f"stage {name}", f"no part {part}", f"its resources.array makes parts 0 to {parts - 1}")
+    with _locked(run.stage_lock(name), name, shared=True), _locked(run.stage_lock(name, part), f"{name}, part {part}"):
+        if not is_done(job):
+            (job.workspace / "scratch").mkdir(parents=True, exist_ok=True)
+            run.progress(name, part).parent.mkdir(exist_ok=True)
+            run.record("part_started", name, part=part, pid=os.getpid())
+            job.stage.run_part(_context(job, part), part)
+            run.record("part_finished", name, part=part)
+
+
+def _context(job: StageJob, part: int | None = None) -> StageContext:
+    return StageContext(
+        stage=job.name,
+        seed=job.recipe.seed,
+        inputs=job.inputs,
+        out=job.workspace / "out",
+        scratch=job.workspace / "scratch",
+        progress_file=job.run.progress(job.name, part),
+    )
+
+
 def _work(job: StageJob) -> Artifact:
     """Run the stage in its workspace and seal what it made."""
     workspace, started, clock = job.workspace, time.time(), time.monotonic()
     attempt = _count_attempt(workspace)
-    out, scratch = workspace / "out", workspace / "scratch"
+    out = workspace / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    scratch.mkdir(exist_ok=True)
+    (workspace / "scratch").mkdir(exist_ok=True)
     job.run.progress(job.name).parent.mkdir(exist_ok=True)
     job.run.record("stage_started", job.name, attempt=attempt, key=job.key, pid=os.getpid())
-    context = StageContext(
-        stage=job.name,
-        seed=job.recipe.seed,
-        inputs=job.inputs,
-        out=out,
-        scratch=scratch,
-        progress_file=job.run.progress(job.name),
-    )
-    counts = job.stage.run(context)
+    counts = job.stage.run(_context(job))
     files = hash_files(out)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cost = Cost(
@@ -239,7 +262,7 @@ def _count_attempt(workspace: Path) -> int:
 
 
 @contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
+def _locked(path: Path, name: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a stage's lock; the kernel drops it when the process dies, however it dies.
 
     It is asked for during LOCK_PATIENCE_S: a killed process takes a moment to die, and `status` looks for an instant.
@@ -247,7 +270,7 @@ def _locked(path: Path, name: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LOCK_PATIENCE_S
     with open(path, "w") as handle:
-        while not try_lock(handle):
+        while not try_lock(handle, shared=shared):
             if time.monotonic() > deadline:
                 raise RequestError(f"stage {name}", "another process is doing it", "wait for that one to end")
             time.sleep(0.05)
@@ -269,25 +292,50 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("stage")
     parser.add_argument("--force", action="store_true", help="do it again, even if it is done")
+    parser.add_argument("--part", type=int, metavar="N", help="do part N of a stage that an array of jobs shares")
     parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process, the parent, dies")
     options = parser.parse_args(arguments)
+    catch_signals()
     if options.with_parent is not None:
         die_with_parent(options.with_parent)
     for name, value in _QUIET_THREADS.items():
         os.environ.setdefault(name, value)
     run = RunDirectory(options.run_dir)
     try:
-        run_stage(run, options.stage, force=options.force)
-    except ReasonforgeError as error:
-        sys.stderr.write(f"error: {error}\n")
-        if run.recipe.exists():
-            run.record("stage_failed", options.stage, exit_code=error.exit_code, error=str(error))
-        return error.exit_code
+        if options.part is None:
+            run_stage(run, options.stage, force=options.force)
+        else:
+            run_part(run, options.stage, options.part)
+    except Interrupted:
+        return _interrupted(run, options)
     except Exception as error:  # noqa: BLE001 - the boundary of the process: recorded, logged whole, exit 1
-        traceback.print_exc()
-        run.record("stage_failed", options.stage, exit_code=1, error=f"{type(error).__name__}: {error}".splitlines()[0])
-        return 1
+        if requested():  # a worker that took the signal itself failed because of it
+            return _interrupted(run, options)
+        return _failed(run, options, error)
     return 0
+
+
+def _interrupted(run: RunDirectory, options: argparse.Namespace) -> int:
+    sys.stderr.write("told to stop: what is done is saved, and the same command goes on from here\n")
+    run.record("stage_interrupted", options.stage, **_part(options))
+    return EXIT_INTERRUPTED
+
+
+def _failed(run: RunDirectory, options: argparse.Namespace, error: Exception) -> int:
+    known = isinstance(error, ReasonforgeError)
+    if known:
+        sys.stderr.write(f"error: {error}\n")
+    else:
+        traceback.print_exception(error)
+    code = error.exit_code if isinstance(error, ReasonforgeError) else 1
+    said = str(error) if known else f"{type(error).__name__}: {error}".splitlines()[0]
+    if not known or run.recipe.exists():
+        run.record("stage_failed", options.stage, exit_code=code, error=said, **_part(options))
+    return code
+
+
+def _part(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.part is None else {"part": options.part}
 
 
 if __name__ == "__main__":

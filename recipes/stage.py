@@ -4,11 +4,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from reasonforge.artifacts import Artifact, ArtifactKind
-from reasonforge.config import Strict
+from reasonforge.config import Operational, Strict
+from reasonforge.errors import RequestError
 from reasonforge.progress import Progress
+from recipes.resources import Resources
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,13 @@ class Stage(Strict):
     kind: ClassVar[ArtifactKind]
     version: ClassVar[int] = 1
 
+    divisible: ClassVar[bool] = False
+    """Whether `run_part` can do a part of the work, so that an array of jobs can share it."""
+
     type: str
     """Which stage this is; a literal in every subclass."""
+    resources: Annotated[Resources, Operational()] = Resources()
+    """What it asks of a cluster; on one machine it takes what there is."""
 
     @property
     @abstractmethod
@@ -87,6 +94,14 @@ class Stage(Strict):
         It may be killed at any instant and called again: what it needs to go on, it keeps in `context.scratch`.
         Raises RequestError for bad input, StageError where the work cannot be done.
         """
+
+    def run_part(self, context: StageContext, part: int) -> None:
+        """Do part `part` (from 0) of `resources.array` parts of the work into `context.scratch`, for `run` to finish.
+
+        It may be killed at any instant and called again, and other parts are done at the same time.
+        Raises RequestError where the stage cannot be divided.
+        """
+        raise RequestError(f"stage {context.stage}", f"a {self.type} stage cannot be divided", "leave out the array")
 
     def input_refs(self) -> Iterator[InputRef]:
         """The input artifacts that this stage names, optional ones only where they are given."""

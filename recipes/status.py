@@ -33,7 +33,7 @@ def _stage_status(run: RunDirectory, recipe: Recipe, name: str, event: dict[str,
     if entry["state"] in ("pending", "outdated") and event is not None:
         if event["event"] == "stage_failed":
             return entry | {"state": "failed", "error": event["error"]}
-        if event["event"] == "stage_started":
+        if event["event"] in ("stage_started", "stage_interrupted"):
             return entry | {"state": "interrupted", "progress": run.read_progress(name)}
     return entry
 

@@ -48,6 +48,10 @@ class HFEngine(Strict):
             return ()
         return tuple(sorted(path for path in Path(self.model_path).iterdir() if path.is_file()))
 
+    def block(self, sampling: Sampling) -> int:
+        """Problems that are batched together: a part of the work that begins elsewhere would give other samples."""
+        return _window(sampling.samples)
+
     def generate(
         self,
         problems: Sequence[Row],
@@ -58,8 +62,12 @@ class HFEngine(Strict):
         seed: int,
         progress: MakeProgress,
         model: Path | None = None,
+        first: int = 0,
     ) -> dict[str, Any]:
         """Sample every problem; `model`, where given, comes before `model_path`. Finished batches stay in `scratch`.
+
+        Args:
+            first: the number of the first of these problems among all that the stage has; a multiple of `block`.
 
         Raises RequestError for a model without tokenizer or chat template, or for a prompt too long for the model.
         """
@@ -71,12 +79,14 @@ class HFEngine(Strict):
             sampler = _Sampler.load(source, self, sampling)
             prompts = sampler.render(problems)
             units = list(_units(prompts, sampling.samples, self.batch_size))
+            window = self.block(sampling)
+            before = first // window * -(-window * sampling.samples // self.batch_size)
             paths = [scratch / f"unit-{index:06d}.jsonl" for index in range(len(units))]
             counter.resume(sum(len(unit) for unit, path in zip(units, paths, strict=True) if path.exists()))
             for index, (unit, path) in enumerate(zip(units, paths, strict=True)):
                 if path.exists():
                     continue
-                unit_seed = int(sha256_text(f"{seed}\n{index}")[:8], 16)
+                unit_seed = int(sha256_text(f"{seed}\n{before + index}")[:8], 16)
                 outputs = sampler.sample([prompts[position] for position, _ in unit], unit_seed)
                 write_jsonl(path, _unit_rows(problems, unit, outputs, Path(source).name))
                 counter.advance(len(unit))
@@ -213,9 +223,14 @@ def _load_tokenizer(source: str, local: bool) -> Any:
     return tokenizer
 
 
+def _window(samples: int) -> int:
+    """Problems whose samples are batched together."""
+    return max(WINDOW // samples, 1)
+
+
 def _units(prompts: Sequence[str], samples: int, batch_size: int) -> Iterator[_Unit]:
     """Batches of like prompt lengths. Within a window problems are sorted by length; windows keep their order."""
-    step = max(WINDOW // samples, 1)
+    step = _window(samples)
     for start in range(0, len(prompts), step):
         window = sorted(range(start, min(start + step, len(prompts))), key=lambda index: len(prompts[index]))
         sequences = [(index, sample) for index in window for sample in range(samples)]

@@ -56,6 +56,10 @@ class OpenAIEngine(Strict):
         """The client."""
         return ("openai",)
 
+    def block(self, sampling: Sampling) -> int:
+        """Problems that have to stay together when the work is divided: each stands alone."""
+        return 1
+
     def generate(
         self,
         problems: Sequence[Row],
@@ -66,6 +70,7 @@ class OpenAIEngine(Strict):
         seed: int,
         progress: MakeProgress,
         model: Path | None = None,
+        first: int = 0,
     ) -> dict[str, Any]:
         """Ask for every sample that the journal in `scratch` lacks, then write all traces in order.
 

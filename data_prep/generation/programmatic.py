@@ -43,6 +43,10 @@ class ProgrammaticTeacher(Strict):
         """No module beyond the standard library."""
         return ()
 
+    def block(self, sampling: Sampling) -> int:
+        """Problems that have to stay together when the work is divided: each stands alone."""
+        return 1
+
     def generate(
         self,
         problems: Sequence[Row],
@@ -53,6 +57,7 @@ class ProgrammaticTeacher(Strict):
         seed: int,
         progress: MakeProgress,
         model: Path | None = None,
+        first: int = 0,
     ) -> dict[str, Any]:
         """Write a trace for each problem and sample; of the sampling only `samples` means anything here.
 

@@ -12,6 +12,7 @@ from reasonforge.config import Operational, Strict
 from reasonforge.errors import RequestError
 from reasonforge.files import fsync_path, write_jsonl
 from reasonforge.progress import Progress
+from recipes import interruption
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 _COMPLETE = "complete"
@@ -96,7 +97,8 @@ def train(trainer: Any, options: TrainOptions, scratch: Path, progress: Progress
         from torch.utils.tensorboard import SummaryWriter
 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(scratch / TENSORBOARD))))
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    with interruption.deferred():
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return _metrics(trainer)
 
 
@@ -172,6 +174,8 @@ def _watcher(metrics_file: Path, progress: Progress) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress.set(state.global_step)
+            if interruption.requested():
+                control.should_save = control.should_training_stop = True
             if state.global_step >= state.max_steps:
                 control.should_log = True  # whatever log_every is
 

@@ -3,17 +3,18 @@
 Its artifact holds `traces.jsonl`, by problem and then by sample.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from data_prep.generation import Engine, HFEngine
-from data_prep.generation.sampling import Sampling
+from data_prep.generation.sampling import Sampling, publish_traces
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Strict
 from reasonforge.errors import RequestError
-from reasonforge.files import read_jsonl
+from reasonforge.files import read_jsonl, write_jsonl
 from recipes.stage import InputOf, Stage, StageContext
 
 
@@ -30,6 +31,7 @@ class GenerateStage(Stage):
     """Sample a teacher's responses."""
 
     kind: ClassVar[ArtifactKind] = "traces"
+    divisible: ClassVar[bool] = True
 
     type: Literal["generate"] = "generate"
     inputs: GenerateInputs
@@ -68,17 +70,52 @@ class GenerateStage(Stage):
         return self.engine.external_files if isinstance(self.engine, HFEngine) else ()
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        """Let the engine sample; what it finished in earlier attempts is in the scratch directory."""
+        """Let the engine sample; what it finished in earlier attempts, or in parts, is in the scratch directory."""
+        destination = context.out / "traces.jsonl"
+        parts = self.resources.array
+        if parts == 1:
+            problems = self._problems(context)
+            return self._generate(context, problems, range(len(problems)), destination, context.scratch)
+        for part in range(parts):
+            self.run_part(context, part)
+        rows = chain.from_iterable(read_jsonl(self._part_file(context, part)) for part in range(parts))
+        return publish_traces(rows, destination)
+
+    def run_part(self, context: StageContext, part: int) -> None:
+        """Answer a run of the problems; parts are cut where the engine's own pieces end, so that none differs."""
+        destination = self._part_file(context, part)
+        if destination.exists():
+            return
+        problems = self._problems(context)
+        block = self.engine.block(self.sampling)
+        blocks, parts = -(-len(problems) // block), self.resources.array
+        start, stop = (number * blocks // parts * block for number in (part, part + 1))
+        some = range(start, min(stop, len(problems)))
+        if some:
+            self._generate(context, problems, some, destination, destination.parent)
+        else:
+            write_jsonl(destination, [])
+
+    def _problems(self, context: StageContext) -> list[dict[str, Any]]:
         source = context.path("problems") / f"{self.split}.jsonl"
         problems = list(read_jsonl(source))
         if not problems:
             raise RequestError(str(source), "no problems to answer", "ask the problems stage for some")
+        return problems
+
+    def _part_file(self, context: StageContext, part: int) -> Path:
+        return context.scratch / f"part-{part:05d}-of-{self.resources.array:05d}" / "traces.jsonl"
+
+    def _generate(
+        self, context: StageContext, problems: list[dict[str, Any]], some: range, destination: Path, scratch: Path
+    ) -> dict[str, Any]:
         return self.engine.generate(
-            problems,
+            problems[some.start : some.stop],
             self.sampling,
-            destination=context.out / "traces.jsonl",
-            scratch=context.scratch,
+            destination=destination,
+            scratch=scratch,
             seed=context.seed,
             progress=context.progress,
             model=context.path("teacher") if self.inputs.teacher is not None else None,
+            first=some.start,
         )
