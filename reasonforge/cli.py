@@ -12,6 +12,8 @@ import click
 from checkpoints_conversion.cli import convert
 from reasonforge import __version__
 from reasonforge.errors import ReasonforgeError, RequestError
+from slurm.cli import cancel, resume, site, submit
+from slurm.explain.cli import explain
 
 _set_option = click.option(
     "--set",
@@ -134,7 +136,8 @@ def validate(recipe_file: Path, overrides: Sequence[str], as_json: bool) -> None
 @_set_option
 @_json_option
 @click.option("--resolved", is_flag=True, help="Print the whole recipe with every default filled in.")
-def plan(recipe_file: Path, overrides: Sequence[str], as_json: bool, resolved: bool) -> None:
+@click.option("--site", "site_name", help="A site: show the jobs, their resources and GPU-hours there.")
+def plan(recipe_file: Path, overrides: Sequence[str], as_json: bool, resolved: bool, site_name: str | None) -> None:
     """Show what a run of a recipe would do, stage by stage."""
     from recipes.plan import make_plan
     from recipes.recipe import load_recipe
@@ -146,34 +149,96 @@ def plan(recipe_file: Path, overrides: Sequence[str], as_json: bool, resolved: b
         data = recipe.model_dump(mode="json")
         _print(as_json, data, lambda: click.echo(yaml.safe_dump(data, sort_keys=False), nl=False))
         return
+    if site_name:
+        _show_jobs(recipe, site_name, as_json)
+        return
     planned = make_plan(recipe)
     rows = [
         (entry["name"], entry["type"], entry["engine"] or "", ", ".join(entry["inputs"].values()), entry["kind"])
         for entry in planned["stages"]
     ]
-    _print(as_json, planned, lambda: _table(("stage", "type", "engine", "needs", "makes"), rows))
+    _print(as_json, planned, lambda: _show(_table(("stage", "type", "engine", "needs", "makes"), rows)))
+
+
+def _show_jobs(recipe: Any, site_name: str, as_json: bool) -> None:
+    """The plan on a cluster: a row a job."""
+    from slurm.plan import make_cluster_plan
+    from slurm.preflight import raise_all, site_problems
+    from slurm.site import load_site
+
+    site = load_site(site_name)
+    planned = make_cluster_plan(recipe, site, (Path("runs") / recipe.name).absolute(), sys.executable)
+    raise_all(list(site_problems(recipe, site, planned)))
+    rows = [
+        (
+            job.name,
+            ", ".join(job.after),
+            f"{job.tasks} ×" if job.parts else "",
+            f"{job.nodes} × {job.gpus_per_node}",
+            f"{job.hours:g}",
+            f"{job.gpu_hours:g}",
+        )
+        for job in planned.jobs
+    ]
+    rows.append(("all", "", "", "", "", f"{sum(job.gpu_hours for job in planned.jobs):g}"))
+    header = ("job", "after", "array", "nodes × GPUs", "hours at most", "GPU-hours at most")
+    _print(as_json, planned.model_dump(mode="json"), lambda: _show(_table(header, rows)))
 
 
 @main.command()
 @click.argument("run_name", metavar="RUN")
 @_runs_option
 @_json_option
-def status(run_name: str, runs_dir: Path, as_json: bool) -> None:
-    """Show the state of each stage of a run."""
-    from reasonforge.display import duration
-    from recipes.status import run_status
+@click.option("-f", "--follow", is_flag=True, help="Show it again and again until nothing is queued or running.")
+@click.option("--wait", is_flag=True, help="Say nothing until then; exit 0 if every stage is done, 1 if not.")
+@click.option("--every", default=10.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between looks.")
+def status(run_name: str, runs_dir: Path, as_json: bool, follow: bool, wait: bool, every: float) -> None:
+    """Show the state of each stage of a run, on this machine or in a cluster's queue."""
+    from reasonforge.display import refreshing
+    from slurm.watch import look
 
-    entries = run_status(_run_directory(run_name, runs_dir))
+    directory = _run_directory(run_name, runs_dir)
+    seen = look(directory)
+    if follow and not as_json:
+        with refreshing() as show:
+            while not seen.settled:
+                show(_status_table(seen))
+                time.sleep(every)
+                seen = look(directory)
+    while wait and not seen.settled:
+        time.sleep(every)
+        seen = look(directory)
+    _print(as_json, seen.entries, lambda: _show(_status_table(seen)))
+    if seen.silent is not None:
+        click.echo(f"Slurm does not answer ({seen.silent}); this is what the run directory says", err=True)
+    if (wait or follow) and not seen.good:
+        sys.exit(1)
+
+
+def _status_table(seen: Any) -> Any:
+    from reasonforge.display import duration
+
     rows = [
-        (entry["stage"], entry["state"], duration(entry["wall_s"]) if "wall_s" in entry else "", _remark(entry))
-        for entry in entries
+        (
+            entry["stage"],
+            entry["state"],
+            ", ".join(f"{count} {state.lower()}" for state, count in entry.get("jobs", {}).items()),
+            duration(entry["wall_s"]) if "wall_s" in entry else "",
+            _remark(entry),
+        )
+        for entry in seen.entries
     ]
-    _print(as_json, entries, lambda: _table(("stage", "state", "took", ""), rows))
+    header = ("stage", "state", "jobs", "took", "")
+    if not any(row[2] for row in rows):
+        return _table((*header[:2], *header[3:]), [(*row[:2], *row[3:]) for row in rows])
+    return _table(header, rows)
 
 
 def _remark(entry: dict[str, Any]) -> str:
     if "error" in entry:
         return str(entry["error"])
+    if "reason" in entry:
+        return str(entry["reason"])
     if progress := entry.get("progress"):
         return f"{progress['title']} {progress['done']}/{progress['total']} {progress['unit']} {progress['note']}"
     return f"attempt {entry['attempt']}" if entry.get("attempt", 1) > 1 else ""
@@ -238,7 +303,7 @@ def doctor(recipe_file: Path | None, overrides: Sequence[str], as_json: bool) ->
     found = examine()
 
     def show() -> None:
-        _table(("what", "found"), [(name, version or "-") for name, version in found.items()])
+        _show(_table(("what", "found"), [(name, version or "-") for name, version in found.items()]))
         for name, modules in lacking.items():
             click.echo(f"stage {name}: {'lacks ' + ', '.join(modules) if modules else 'has all it needs'}")
 
@@ -247,7 +312,8 @@ def doctor(recipe_file: Path | None, overrides: Sequence[str], as_json: bool) ->
         sys.exit(1)
 
 
-main.add_command(convert)
+for command in (convert, submit, resume, cancel, site, explain):
+    main.add_command(command)
 
 
 def _run_directory(name: str, runs_dir: Path) -> Any:
@@ -272,13 +338,18 @@ def _print(as_json: bool, data: Any, show: Callable[[], None]) -> None:
         show()
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(*header, box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*map(escape, row))
+    return table
+
+
+def _show(table: Any) -> None:
+    from rich.console import Console
+
     Console(width=None if sys.stdout.isatty() else 1000).print(table)  # a file is not folded

@@ -24,6 +24,18 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def data_size(count: int) -> str:
+    """Bytes as "12 bytes", "3.45 KB", "67.8 MB" or "123 GB", in powers of 1000."""
+    if count < 1000:
+        return f"{count} bytes"
+    scaled = float(count)
+    for unit in ("KB", "MB", "GB", "TB"):
+        scaled /= 1000
+        if scaled < 999.5 or unit == "TB":
+            break
+    return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {unit}"
+
+
 @contextmanager
 def showing(stages: Sequence[str]) -> Iterator[Callable[[Any], None]]:
     """Yields the function that takes the launcher's updates (`recipes.local.Update`) and shows them."""
@@ -97,3 +109,16 @@ def _on_terminal(stages: Sequence[str]) -> Iterator[Callable[[Any], None]]:
                     bars.stop_task(task)
 
         yield show
+
+
+@contextmanager
+def refreshing() -> Iterator[Callable[[Any], None]]:
+    """Yields a function that shows a table in the place of the one before; elsewhere than on a terminal, below it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    if not sys.stdout.isatty():
+        yield Console(width=1000).print
+        return
+    with Live(auto_refresh=False, transient=True) as live:
+        yield lambda table: live.update(table, refresh=True)

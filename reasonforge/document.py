@@ -1,4 +1,4 @@
-"""A YAML file as data plus the line of each key, with one level of `base:` and `--set a.b=c` on top.
+"""A YAML file as data plus the line of each key, laid over another file, with `--set a.b=c` on top.
 
 `reasonforge.config` turns a Document into a typed model; the lines are for its error messages.
 """
@@ -30,20 +30,28 @@ class Document:
         return f"{self.source}: {dotted}" if dotted else self.source
 
 
-def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a YAML file, lay it over its `base:` (a path relative to it), then apply `a.b=c` overrides in order.
+def read_document(
+    path: Path, overrides: Sequence[str] = (), *, key: str = "base", shipped: Path | None = None
+) -> Document:
+    """Read a YAML file, lay it over the one that `key` names, then apply `a.b=c` overrides in order.
 
+    Args:
+        key: names the other file, by a path relative to this one.
+        shipped: where a bare name without such a file is looked for, with `.yaml` behind it.
     Raises RequestError for a missing file, bad YAML, a key written twice, a base of a base, a bad override.
     """
     document = _read_yaml(path)
-    base_name = document.data.pop("base", None)
+    base_name = document.data.pop(key, None)
     if base_name is not None:
-        base = _read_yaml(path.parent / str(base_name))
-        if "base" in base.data:
+        base_path = path.parent / str(base_name)
+        if shipped is not None and not base_path.exists():
+            base_path = shipped / f"{base_name}.yaml"
+        base = _read_yaml(base_path)
+        if key in base.data:
             raise RequestError(
-                base.where(("base",)),
+                base.where((key,)),
                 "a base may not have a base of its own",
-                f"let {path.name} inherit from {base.data['base']} instead",
+                f"let {path.name} inherit from {base.data[key]} instead",
             )
         _merge(base, document.data, document.lines, ())
         document = Document(str(path), base.data, base.lines)

@@ -18,6 +18,18 @@ def output(command: Sequence[str], *, cwd: Path | None = None, timeout_s: float 
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def finish(command: Sequence[str], timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, with what it printed. Exit code 127: no such program; 124: it took too long."""
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(list(command), 127, "", f"{command[0]}: no such program")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(list(command), 124, "", f"{command[0]}: no answer in {timeout_s:.0f} s")
+
+
 def start_logged(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own (Ctrl-C reaches only us), its output appended to a log."""
     log.parent.mkdir(parents=True, exist_ok=True)

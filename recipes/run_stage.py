@@ -100,9 +100,12 @@ def fingerprint(path: Path) -> str:
     return sha256_file(path) if found.st_size <= 2**28 else f"{found.st_size} bytes of {found.st_mtime_ns} ns"
 
 
-def open_job(run: RunDirectory, name: str) -> StageJob:
-    """Open a stage of a run. Raises RequestError where an input artifact is missing or damaged."""
-    recipe = load_resolved(run.recipe)
+def open_job(run: RunDirectory, name: str, recipe: Recipe | None = None) -> StageJob:
+    """Open a stage of a run, by its own recipe or by a newer one.
+
+    Raises RequestError where an input artifact is missing or damaged.
+    """
+    recipe = recipe or load_resolved(run.recipe)
     if name not in recipe.stages:
         raise RequestError(str(run.recipe), f"no stage {name!r}", f"choose one of: {', '.join(recipe.stages)}")
     inputs: dict[str, Artifact] = {}
@@ -172,6 +175,7 @@ def _work(job: StageJob) -> Artifact:
     """Run the stage in its workspace and seal what it made."""
     workspace, started, clock = job.workspace, time.time(), time.monotonic()
     attempt = _count_attempt(workspace)
+    sys.stderr.write(f"reasonforge: stage {job.name}, attempt {attempt}\n")
     out = workspace / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -72,6 +72,9 @@ class Stage(Strict):
     divisible: ClassVar[bool] = False
     """Whether `run_part` can do a part of the work, so that an array of jobs can share it."""
 
+    parallel: ClassVar[bool] = False
+    """Whether it runs as one process for each GPU, on any number of nodes; otherwise as one process on one node."""
+
     type: str
     """Which stage this is; a literal in every subclass."""
     resources: Annotated[Resources, Operational()] = Resources()

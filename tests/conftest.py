@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 from desk import Desk
+from slurm_cluster.fixtures import cluster, running_cluster
+
+__all__ = ["cluster", "running_cluster"]
 
 
 @pytest.fixture

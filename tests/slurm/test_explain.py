@@ -1,0 +1,244 @@
+"""The engine of explain: root against cascade, tracebacks, ranks, and logs that no program should choke on."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from reasonforge.errors import RequestError
+from slurm.explain.engine import CAUSES, Diagnosis, Facts, explain, log_of_text
+from slurm.explain.lines import blocks, node_of, rank_of, split, time_of
+from slurm.explain.rules import Table
+from slurm.explain.table import read_table
+
+WATCHDOG = (
+    "[rank{0}]:[E1120 12:31:00.1 ProcessGroupNCCL.cpp:632] [Rank {0}] Watchdog caught collective operation timeout: "
+    "WorkNCCL(SeqNum=5, OpType=ALLREDUCE, Timeout(ms)=1800000) ran for 1800001 milliseconds before timing out."
+)
+OOM = "[rank3]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+CANCELLED = "slurmstepd: error: *** STEP 7.0 ON node2 CANCELLED AT 2026-11-20T12:31:05 ***"
+
+
+@cache
+def table() -> Table:
+    return read_table()
+
+
+def said(*texts: str, facts: tuple[Facts, ...] = ()) -> Diagnosis:
+    return explain(table(), [log_of_text(text, f"log {number}") for number, text in enumerate(texts)], facts)
+
+
+def traceback(last: str, *frames: str) -> str:
+    shown = "".join(f'  File "{frame}", line 7, in f\n    code()\n' for frame in frames or ("train.py",))
+    return f"Traceback (most recent call last):\n{shown}{last}\n"
+
+
+def test_an_out_of_memory_on_one_rank_is_the_root_of_the_timeouts_on_the_others() -> None:
+    found = said("\n".join([WATCHDOG.format(0), OOM, WATCHDOG.format(1), CANCELLED]))
+    assert (found.cause, found.where and found.where.rank) == ("cuda_oom", 3)
+    assert set(found.cascade) == {"nccl_timeout", "user_cancelled"}
+    assert found.lines[0] == OOM
+
+
+def test_a_cancellation_alone_is_the_users() -> None:
+    assert said(CANCELLED).cause == "user_cancelled"
+    assert said(CANCELLED.replace(" ***", " DUE TO TIME LIMIT ***")).cause == "time_limit"
+    assert said(CANCELLED.replace(" ***", " DUE TO PREEMPTION ***")).cause == "preempted"
+    assert said(CANCELLED.replace(" ***", " DUE TO NODE FAILURE, SEE SLURMCTLD LOG ***")).cause == "node_fail"
+
+
+def test_what_comes_after_the_time_limit_is_its_cascade_and_a_hang_before_it_is_its_root() -> None:
+    limit = CANCELLED.replace(" ***", " DUE TO TIME LIMIT ***")
+    assert said(f"{limit}\n{WATCHDOG.format(0)}").cause == "time_limit"
+    assert said(f"{WATCHDOG.format(0)}\n{limit}").cause == "nccl_timeout"
+
+
+def test_the_first_exception_of_a_chain_is_the_root() -> None:
+    chain = (
+        traceback("RuntimeError: CUDA error: out of memory")
+        + "\nDuring handling of the above exception, another exception occurred:\n\n"
+        + traceback("ValueError: batch_size must be positive")
+    )
+    assert said(chain).cause == "cuda_oom"
+    direct = (
+        traceback("OSError: [Errno 116] Stale file handle")
+        + "\nThe above exception was the direct cause of the following exception:\n\n"
+        + traceback("datasets.exceptions.DatasetGenerationError: An error occurred while generating the dataset")
+    )
+    found = said(direct)
+    assert (found.cause, found.cascade) == ("filesystem", ("data_error",))
+
+
+def test_the_specific_beats_the_general_whatever_comes_first() -> None:
+    chain = traceback("KeyError: 'lr'") + traceback("omegaconf.errors.ConfigKeyError: Missing key lr")
+    assert said(chain).cause == "config_error"
+
+
+def test_an_ordinary_bug_is_one_and_a_wrapper_is_none() -> None:
+    wrapper = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\ntrain.py FAILED\n  exitcode  : 1"
+    found = said(traceback("TypeError: f() got an unexpected keyword argument 'x'") + wrapper)
+    assert (found.cause, found.where and found.where.code) == ("python_bug", "train.py:7")
+    assert said(wrapper).cause == "unknown"
+    assert said("subprocess.CalledProcessError: Command 'x' returned non-zero exit status 1.").cause == "unknown"
+
+
+def test_an_exception_ignored_by_python_is_ignored_here() -> None:
+    text = "Exception ignored in: <function Pool.__del__>\n" + traceback("AttributeError: 'NoneType' has no attribute")
+    assert said(text).cause == "unknown"
+
+
+def test_interleaved_tracebacks_of_ranks_are_kept_apart() -> None:
+    lines = zip(
+        (f"[rank0]: {line}" for line in traceback("TypeError: a bug", "/w/megatron/model.py").splitlines()),
+        (f"[rank1]: {line}" for line in traceback("ValueError: odd", "/w/datasets/indexed_dataset.py").splitlines()),
+        strict=True,
+    )
+    found = said("\n".join(line for pair in lines for line in pair))
+    assert (found.cause, found.where and found.where.rank) == ("data_error", 1)
+    assert found.where
+    assert found.where.code == "/w/datasets/indexed_dataset.py:7"
+
+
+def test_of_several_logs_the_earliest_failure_counts() -> None:
+    late = "2026-11-20 12:00:09 " + traceback("KeyError: 'a'")
+    early = "2026-11-20 12:00:01 starting\n" + traceback("ZeroDivisionError: division by zero")
+    found = said(late, early)
+    assert found.where
+    assert found.where.log == "log 1"
+
+
+def test_an_error_that_the_work_survived_is_not_the_root() -> None:
+    survived = traceback("ValueError: No available memory for the cache blocks") + "step\n" * 5000
+    assert said(survived + traceback("TypeError: a bug")).cause == "python_bug"
+    assert said(survived).cause == "cuda_oom", "for nothing better is seen"
+
+
+def test_facts_speak_like_lines() -> None:
+    assert said("step 1", facts=(Facts(state="OUT_OF_MEMORY", exit_code="0:125"),)).cause == "host_oom"
+    assert said(facts=(Facts(state="NODE_FAIL", nodes="n1"),)).cause == "node_fail"
+    assert said(facts=(Facts(state="CANCELLED by 1000", exit_code="0:0"),)).cause == "user_cancelled"
+    assert said(facts=(Facts(state="FAILED", exit_code="1:0"),)).cause == "unknown"
+    assert said(facts=(Facts(words=("stage grpo: [Errno 28] No space left on device",)),)).cause == "disk_full_or_quota"
+    assert said(OOM, facts=(Facts(state="TIMEOUT"),)).cause == "cuda_oom"
+
+
+def test_nothing_known_is_unknown() -> None:
+    for text in ("", "\n\n", "all is well\nloss 0.3\n", "exit code 1"):
+        found = said(text)
+        assert (found.cause, found.confidence, found.lines, found.where) == ("unknown", 0.0, (), None)
+        assert found.remedy
+    assert "unknown" in CAUSES
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        lambda line: f"\x1b[31m{line}\x1b[0m\r\n",
+        lambda line: f" 10%|#  | 1/10\r 20%|## | 2/10\r{line}\n",
+        lambda line: f"\ufeff{line}\r\n",
+        lambda line: "x" * 50_000 + "\n" + line + "\n",
+        lambda line: line + " " + "y" * 1_000_000,
+        lambda line: "z" * 1_000_000 + " " + line,
+        lambda line: "\x00\x01\x02 " + line + "\x00",
+        lambda line: f"3: {line}",
+        lambda line: f"(Worker pid=4, ip=10.0.0.1) {line}",
+    ],
+)
+def test_a_line_is_found_in_any_dress(disguise) -> None:  # type: ignore[no-untyped-def]
+    assert said(disguise("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")).cause == "cuda_oom"
+
+
+def test_binary_garbage_is_read_to_its_end() -> None:
+    garbage = bytes(range(256)) * 5000
+    found = explain(table(), [log_of_text(garbage.decode("latin1"))])
+    assert found.cause in CAUSES
+    raw = b"".join(block.data for block in blocks(io.BytesIO(garbage)))
+    assert raw
+
+
+def test_line_numbers_count_newlines_only() -> None:
+    text = "a\rb\rc\n" * 70_000 + "CUDA error: out of memory\n"
+    found = said(text)
+    assert found.where
+    assert found.where.line == 70_001
+
+
+@pytest.mark.parametrize(
+    "unit", ["error ", "a", "Errno 28", "loss: ", '  File "', "[rank3]:", "NCCL WARN ", "(", "nan "]
+)
+def test_no_line_takes_long(unit: str) -> None:
+    """Each pattern has bounded quantifiers; the longest line kept is tried against all of them."""
+    line = (unit * 5000)[:4096]
+    script = (
+        "import resource, sys; from slurm.explain.engine import *; from slurm.explain.table import read_table;"
+        "resource.setrlimit(resource.RLIMIT_CPU, (20, 20));"
+        "explain(read_table(), [log_of_text('\\n'.join(sys.stdin.read() + str(n) for n in range(20)))])"
+    )
+    subprocess.run([sys.executable, "-c", script], input=line, text=True, check=True)
+
+
+def test_a_large_log_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "large.log"
+    chunk = "".join(
+        f"[2026-11-20 12:00:00] iteration {n:8d}/ 500000 | lm loss: {n / 7:.6E} | number of nan iterations:   0 |\n"
+        for n in range(10_000, 20_000)
+    )
+    with open(path, "w") as handle:
+        for _ in range(200_000_000 // len(chunk)):
+            handle.write(chunk)
+        handle.write(OOM + "\n")
+    script = (
+        "import json, resource, sys; from pathlib import Path; from slurm.explain.engine import explain;"
+        "from slurm.explain.runs import log_of_file; from slurm.explain.table import read_table; table = read_table();"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "found = explain(table, [log_of_file(Path(sys.argv[1]))]);"
+        "print(json.dumps([found.cause, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    cause, grown_kib = json.loads(done.stdout)
+    os.unlink(path)
+    assert cause == "cuda_oom"
+    assert grown_kib < 64 * 1024
+
+
+def test_where_a_line_comes_from() -> None:
+    assert rank_of("[default5]:[rank12]: boom") == 12
+    assert rank_of("7: boom") == 7
+    assert node_of("gpu-n026:118:119 [5] NCCL WARN x") == "gpu-n026"
+    assert node_of("srun: error: n12: task 3: Killed") == "n12"
+    assert node_of("no node here") is None
+    assert split("i.pretrain/0 [default5]:[rank5]: ValueError: x").body == "ValueError: x"
+    assert split("(EngineCore_DP0 pid=6) ERROR 09-05 15:42:04 [core.py:1002] TimeoutError: x").body == "TimeoutError: x"
+    assert split('  File "a.py", line 3').body.startswith("  File")
+    first, second = time_of("2026-11-20T12:00:01.5 x"), time_of("[E1120 12:00:02.25 x.cpp:1] y")
+    assert first is not None
+    assert second is not None
+    assert second - first == pytest.approx(0.75)
+    assert time_of("version 1.2.3") is None
+
+
+def test_a_users_table_is_laid_over_and_checked(tmp_path: Path) -> None:
+    good = tmp_path / "good.yaml"
+    good.write_text(
+        "rules:\n- {name: a, cause: filesystem, strength: proof, patterns: ['frob evicted'], match: [frob evicted]}\n"
+    )
+    assert explain(read_table([good]), [log_of_text("x: frob evicted")]).cause == "filesystem"
+    for text, expected in [
+        ("rules:\n- {name: a, cause: filesystem, patterns: ['x.*y'], match: [xy]}\n", "bound"),
+        ("rules:\n- {name: a, cause: filesystem, patterns: ['(x{1,9}){1,9}'], match: [xy]}\n", "slow"),
+        ("rules:\n- {name: a, cause: filesystem, patterns: ['(x'], match: [xy]}\n", "regular expression"),
+        ("rules:\n- {name: a, cause: filesystem, patterns: ['x'], match: [y]}\n", "example"),
+        ("rules:\n- {name: a, cause: filesystem, patterns: ['x'], match: [x], clean: [xy]}\n", "must not"),
+        ("rules:\n- {name: a, cause: filesystems, patterns: ['x'], match: [x]}\n", "cause"),
+    ]:
+        bad = tmp_path / "bad.yaml"
+        bad.write_text(text)
+        with pytest.raises(RequestError) as caught:
+            read_table([bad])
+        assert "bad.yaml" in str(caught.value)
+        assert expected in str(caught.value)

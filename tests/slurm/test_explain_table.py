@@ -1,0 +1,56 @@
+"""The shipped table: its own examples, and labelled excerpts reworked from public threads."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from benchmarks.explain import ask, mistakes, per_cause
+from reasonforge.files import read_jsonl
+from slurm.explain.patterns import words
+from slurm.explain.rules import Cause, Rule
+from slurm.explain.table import failed_example, read_table
+
+EXCERPTS = Path(__file__).parent / "data" / "failure-logs.jsonl"
+TABLE = read_table()
+
+
+@pytest.mark.parametrize("rule", TABLE.rules, ids=lambda rule: rule.name)
+def test_a_rule_finds_its_examples(rule: Rule) -> None:
+    assert failed_example(rule) is None
+
+
+def test_names_are_unique_and_every_cause_has_rules_and_a_remedy() -> None:
+    names = [rule.name for rule in TABLE.rules]
+    assert len(names) == len(set(names))
+    causes = set(get_args(Cause)) - {"unknown"}
+    assert {rule.cause for rule in TABLE.rules} == causes | {"nothing"}
+    assert set(TABLE.causes) == causes
+
+
+def test_rules_of_lines_can_be_sought_by_words() -> None:
+    """A rule without a word would make every line of every log slow."""
+    assert [rule.name for rule in TABLE.rules if rule.within == "line" and not rule.words] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (r"No space left", {"no space left"}),
+        (r"foo(?:bar|quux)", {"foo"}),
+        (r"\d{1,3} (?:apples|pears)\b", {"apples", "pears"}),
+        (r"(?i)Stale (?:NFS )?File", {"stale "}),
+        (r"\d{1,3}", set()),
+        (r"(?:abc|\d)", set()),
+    ],
+)
+def test_words_of_a_pattern(pattern: str, expected: set[str]) -> None:
+    assert words(pattern) == expected
+
+
+def test_labelled_excerpts_get_the_right_cause() -> None:
+    answers = ask(TABLE, read_jsonl(EXCERPTS))
+    assert len(answers) > 100
+    assert set(get_args(Cause)) <= {item.label for item in answers}
+    right = len(answers) - len(mistakes(answers))
+    assert right >= 0.9 * len(answers), per_cause(answers) + "\n" + "\n".join(mistakes(answers))
