@@ -4,18 +4,22 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+MEGATRON := .megatron
+MEGATRON_READY := $(MEGATRON)/0.15.3/.ready $(MEGATRON)/0.16.1/.ready
+NEMO_VENV := .venv-nemo
+NEMO_READY := $(NEMO_VENV)/.ready-$(shell cksum < requirements-nemo.lock | cut -d' ' -f1)
 PYTEST_WORKERS ?= 2
 
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test lint format setup lock clean
+.PHONY: demo test lint format setup megatron slurm-cluster nemo-env lock clean
 
 # One thread: a second one saves a model this small no time and costs CPU.
 demo: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/reasonforge run recipes/distill-grpo-qwen2-tiny.yaml
 
-test: setup
+test: setup megatron
 	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
 
 lint: setup
@@ -25,6 +29,10 @@ lint: setup
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/vulture
 	shellcheck .ci/run
+
+# A real Slurm on this machine, until Ctrl-C (root; Debian's slurm-wlm slurmdbd mariadb-server munge).
+slurm-cluster: setup
+	@PYTHONPATH=tests $(VENV)/bin/python -m slurm_cluster
 
 format: setup
 	$(VENV)/bin/ruff check --fix .
@@ -41,6 +49,25 @@ $(READY):
 	rm -f $(VENV)/.ready-*
 	touch $@
 
+# The megatron-core versions that checkpoints are loaded into by the tests, each in a directory of its own: they run in
+# the environment above, which stays as it is.
+megatron: $(MEGATRON_READY)
+
+$(MEGATRON)/%/.ready: | $(READY)
+	rm -rf $(@D)
+	$(VENV)/bin/pip install --quiet --no-deps --target $(@D) megatron-core==$*
+	touch $@
+
+# The real NeMo 2 on the CPU, for the tests that convert to it and back. Nothing is compiled before it is imported.
+nemo-env: $(NEMO_READY)
+
+$(NEMO_READY):
+	$(PYTHON) -m venv $(NEMO_VENV)
+	$(NEMO_VENV)/bin/pip install --quiet --no-compile $(TORCH)
+	$(NEMO_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement requirements-nemo.lock
+	rm -f $(NEMO_VENV)/.ready-*
+	touch $@
+
 # Resolve pyproject.toml anew, in a fresh environment, into requirements.lock (torch is left to TORCH above).
 lock:
 	$(PYTHON) -m venv .venv-lock
@@ -50,4 +77,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(MEGATRON) $(NEMO_VENV) build *.egg-info

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from checkpoints_conversion.dtypes import ITEM_BYTES
+from checkpoints_conversion.untrusted import open_regular
 from reasonforge.errors import RequestError
 
 BLOCK_BYTES = 1 << 20
@@ -84,12 +85,9 @@ class Files:
         self._stack.close()
 
     def descriptor(self, path: Path) -> int:
-        """The open file. Raises RequestError where there is none."""
+        """The open file. Raises RequestError where there is none, or no regular one."""
         if path not in self._open:
-            try:
-                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                raise RequestError(str(path), "no such file") from None
+            self._open[path] = open_regular(path)
             self._stack.callback(os.close, self._open[path])
         return self._open[path]
 

@@ -1,14 +1,18 @@
 """The commands `convert import|export|inspect|verify|merge`; `reasonforge.cli` hooks the group in."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from reasonforge.display import data_size
+
 if TYPE_CHECKING:
     from checkpoints_conversion.publishing import Outcome
+    from checkpoints_conversion.tasks import Task
     from reasonforge.progress import Progress
 
 _directory = click.Path(path_type=Path)
@@ -16,6 +20,20 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
 _workers_option = click.option(
     "--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that copy at once."
 )
+_dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Round every weight to this type; without it every bit is kept.",
+)
+
+
+def _task_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--task and --tasks, for the commands that several processes can do together."""
+    number = click.option("--task", type=int, help="Number of this process, from 0, where several convert together.")
+    count = click.option(
+        "--tasks", type=int, help="How many processes convert together; those of the Slurm step by default."
+    )
+    return number(count(command))
 
 
 @click.group()
@@ -28,6 +46,7 @@ def convert() -> None:
 @click.argument("destination", metavar="DESTINATION", type=_directory)
 @click.option(
     "--pad-vocabulary",
+    "vocabulary_multiple",
     default=128,
     show_default=True,
     help="Pad the vocabulary to a multiple of this: --make-vocab-size-divisible-by, times tensor parallelism.",
@@ -39,16 +58,34 @@ def convert() -> None:
     show_default=True,
     help="Whose keys to write where Transformer Engine's layers and the local ones differ (experts).",
 )
+@click.option(
+    "--directory",
+    type=click.Choice(["megatron", "nemo", "bridge"]),
+    default="megatron",
+    show_default=True,
+    help="Whose directory to make: Megatron-LM's, NeMo 2's or Megatron-Bridge's.",
+)
+@_dtype_option
+@_task_options
 @_workers_option
 @_json_option
 def import_command(
-    source: Path, destination: Path, pad_vocabulary: int, layer_spec: Any, workers: int, as_json: bool
+    source: Path,
+    destination: Path,
+    workers: int,
+    as_json: bool,
+    task: int | None,
+    tasks: int | None,
+    **options: Any,
 ) -> None:
     """Make a Megatron checkpoint of a Hugging Face model."""
     from checkpoints_conversion.importing import ImportOptions, import_checkpoint
 
-    options = ImportOptions(vocabulary_multiple=pad_vocabulary, layer_spec=layer_spec)
-    _say(as_json, import_checkpoint(source, destination, options, workers, _counter("importing")))
+    part = _part(task, tasks)
+    outcome = import_checkpoint(
+        source, destination, ImportOptions(**options), workers, _counter("importing", part), part
+    )
+    _say(as_json, outcome)
 
 
 @convert.command("export")
@@ -56,16 +93,28 @@ def import_command(
 @click.argument("destination", metavar="DESTINATION", type=_directory)
 @click.option("--reference", type=_directory, help="A directory with the model's config.json and tokenizer.")
 @click.option("--max-shard-size", default=5.0, show_default=True, help="Largest file of weights, in GB.")
+@_dtype_option
+@_task_options
 @_workers_option
 @_json_option
 def export_command(
-    source: Path, destination: Path, reference: Path | None, max_shard_size: float, workers: int, as_json: bool
+    source: Path,
+    destination: Path,
+    reference: Path | None,
+    max_shard_size: float,
+    dtype: str | None,
+    task: int | None,
+    tasks: int | None,
+    workers: int,
+    as_json: bool,
 ) -> None:
     """Make a Hugging Face model of a Megatron, NeMo 2 or Megatron-Bridge checkpoint."""
     from checkpoints_conversion.exporting import export_checkpoint
 
-    limit = int(max_shard_size * 1e9)
-    _say(as_json, export_checkpoint(source, destination, reference, limit, workers, _counter("exporting")))
+    limit, part = int(max_shard_size * 1e9), _part(task, tasks)
+    counter = _counter("exporting", part)
+    outcome = export_checkpoint(source, destination, reference, limit, workers, counter, dtype=dtype, task=part)
+    _say(as_json, outcome)
 
 
 @convert.command("inspect")
@@ -107,7 +156,11 @@ def verify_command(
     else:
         for problem in verdict.problems:
             click.echo(problem)
-        size = f"{verdict.tensors} tensors, {verdict.bytes / 1e9:.2f} GB"
+        size = f"{verdict.tensors} tensors, {data_size(verdict.bytes)}"
+        if verdict.without_checksums:
+            click.echo(
+                f"{verdict.without_checksums} archives were saved without checksums: flipped bits in them do not show"
+            )
         said = ("equal" if other else "sound") if verdict.good else f"{verdict.bad} problems"
         click.echo(f"{said}: {size}")
     if not verdict.good:
@@ -134,10 +187,17 @@ def merge_command(sources: tuple[str, ...], destination: Path, workers: int, as_
     _say(as_json, merge(parts, destination, workers, _counter("merging")))
 
 
-def _counter(title: str) -> "Callable[[int], Progress]":
+def _part(number: int | None, tasks: int | None) -> "Task":
+    from checkpoints_conversion.tasks import this_task
+
+    return this_task(number, tasks, os.environ)
+
+
+def _counter(title: str, task: "Task | None" = None) -> "Callable[[int], Progress]":
     from reasonforge.progress import Progress
 
-    return lambda total: Progress(title, total, "bytes")
+    told = f"{title}, {task}" if task is not None and task.tasks > 1 else title
+    return lambda total: Progress(told, total, "bytes")
 
 
 def _say(as_json: bool, outcome: "Outcome") -> None:
@@ -150,4 +210,4 @@ def _say(as_json: bool, outcome: "Outcome") -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         told = "was already converted" if outcome.already_done else "converted"
-        click.echo(f"{outcome.destination}: {told}, {outcome.bytes / 1e9:.2f} GB")
+        click.echo(f"{outcome.destination}: {told}, {data_size(outcome.bytes)}")

@@ -21,6 +21,8 @@ class Contents:
     model: HuggingFace
     tensors: dict[str, Assembly]
     iteration: int | None = None
+    checkpoint: megatron.Megatron | None = None
+    """None for a Hugging Face model."""
 
 
 def open_contents(path: Path, reference: Path | None = None) -> Contents:
@@ -43,7 +45,7 @@ def open_contents(path: Path, reference: Path | None = None) -> Contents:
     model = reference_model(checkpoint.place, reference)
     with Files() as files:
         tensors = megatron.find_tensors(checkpoint, model, files)
-    return Contents(path, place.kind, model, dict(sorted(tensors.items())), place.iteration)
+    return Contents(path, place.kind, model, dict(sorted(tensors.items())), place.iteration, checkpoint)
 
 
 def is_huggingface(path: Path) -> bool:

@@ -7,6 +7,7 @@ cp, and the buffer gives the checksum on the way.
 """
 
 import errno
+import math
 import os
 import threading
 import zlib
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from checkpoints_conversion.assembly import PAGE_BYTES, Assembly, Files, Fragment, blocks
+from checkpoints_conversion.dtypes import ITEM_BYTES
 from checkpoints_conversion.torch_zip import Archive
 from reasonforge.errors import RequestError
 from reasonforge.progress import Progress
@@ -47,11 +49,13 @@ class Write:
     """Further tensors of the same shape and type that go in."""
     combine: Combine | None = None
     """Makes one block of a block of each tensor that goes in; None copies the only one."""
+    dtype: str | None = None
+    """What `combine` makes, where that is another type than the assembly's."""
 
     @property
     def bytes(self) -> int:
         """Of the payload."""
-        return self.assembly.bytes
+        return math.prod(self.assembly.shape) * ITEM_BYTES[self.dtype or self.assembly.dtype]
 
 
 def carry_out(

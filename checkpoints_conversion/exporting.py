@@ -8,6 +8,8 @@ from typing import Any
 
 from checkpoints_conversion import megatron
 from checkpoints_conversion.assembly import PAGE_BYTES, Assembly, Files
+from checkpoints_conversion.card import CARD, model_card
+from checkpoints_conversion.casting import cast, retyped, target_type
 from checkpoints_conversion.copying import Write
 from checkpoints_conversion.dtypes import WEIGHTS
 from checkpoints_conversion.families import family_of
@@ -15,6 +17,7 @@ from checkpoints_conversion.huggingface import CONFIG, INDEX, SINGLE, HuggingFac
 from checkpoints_conversion.publishing import Job, Outcome, fingerprint, publish
 from checkpoints_conversion.safetensors import render_header
 from checkpoints_conversion.spec import read_spec
+from checkpoints_conversion.tasks import ALONE, Task
 from checkpoints_conversion.torch_dist import COMMON, METADATA
 from reasonforge.errors import RequestError
 from reasonforge.files import read_json, write_atomic, write_json
@@ -31,21 +34,28 @@ def export_checkpoint(
     max_shard_bytes: int,
     workers: int,
     progress: Callable[[int], Progress],
+    *,
+    dtype: str | None = None,
+    task: Task = ALONE,
 ) -> Outcome:
-    """Convert what training left at any parallelism; every weight's bits are kept.
+    """Convert what training left at any parallelism; every weight's bits are kept, unless a type is given.
 
     Args:
         reference: a directory with the model's config.json, tokenizer and templates; None takes what the checkpoint
             carries.
         max_shard_bytes: tensors go to the next file where this would be passed.
         progress: makes the counter of bytes, given their number.
-    Raises RequestError on a checkpoint that is damaged or of another model, and where the result cannot be published.
+        dtype: torch's name of the type to which every weight is rounded; None keeps each one's own.
+        task: which part this process does.
+    Raises RequestError on a checkpoint that is damaged or of another model, where a weight has no place in the type,
+    and where the result cannot be published.
     """
+    target = target_type(dtype)
     checkpoint = megatron.open_megatron(source)
     model = reference_model(checkpoint.place, reference)
     with Files() as files:
         assemblies = megatron.find_tensors(checkpoint, model, files)
-    shards = split(assemblies.values(), max_shard_bytes)
+    shards = split([retyped(assembly, target) for assembly in assemblies.values()], max_shard_bytes)
     headers = {name: shard_header(shard) for name, shard in shards.items()}
     inputs = sorted({fragment.file for assembly in assemblies.values() for fragment in assembly.fragments})
     weights = checkpoint.place.weights
@@ -53,7 +63,7 @@ def export_checkpoint(
     identity: dict[str, Any] = {
         "conversion": "export",
         "family": model.family.model_type,
-        "options": {"max_shard_bytes": max_shard_bytes},
+        "options": {"max_shard_bytes": max_shard_bytes, "dtype": dtype},
         "iteration": checkpoint.place.iteration,
         "source": fingerprint([*inputs, *small], source),
         "reference": fingerprint(companions(model.path), model.path),
@@ -62,8 +72,10 @@ def export_checkpoint(
 
     def finish(tree: Path) -> None:
         write_beside(tree, model, shards, headers)
+        _write_card(tree, model, shards, checkpoint.place)
 
-    return publish(Job(destination, identity, sizes, _writes(shards, headers), finish), workers, progress)
+    writes = [cast(write, assemblies[write.assembly.label].dtype) for write in _writes(shards, headers)]
+    return publish(Job(destination, identity, sizes, writes, finish), workers, progress, task)
 
 
 def reference_model(place: megatron.Place, reference: Path | None) -> HuggingFace:
@@ -130,6 +142,19 @@ def write_beside(tree: Path, model: HuggingFace, shards: dict[str, list[Assembly
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     _state_dtype(tree / CONFIG, next(iter(shards.values()))[0].dtype)
+
+
+def _write_card(tree: Path, model: HuggingFace, shards: dict[str, list[Assembly]], place: megatron.Place) -> None:
+    """Write a model card where none travels along."""
+    if (tree / CARD).exists():
+        return
+    number = "" if place.iteration is None else f", iteration {place.iteration}"
+    origin = f"a {_KINDS.get(place.kind, place.kind)} checkpoint{number}"
+    tensors = [tensor for shard in shards.values() for tensor in shard]
+    write_atomic(tree / CARD, model_card(model, read_json(tree / CONFIG), tensors, origin))
+
+
+_KINDS = {"megatron": "Megatron-LM", "nemo": "NeMo 2", "bridge": "Megatron-Bridge"}
 
 
 def _state_dtype(path: Path, dtype: str) -> None:

@@ -1,6 +1,6 @@
 """Weights as numbers: blocks of bytes to float32 and back, and counts of NaN and infinities.
 
-`verification` and `merging` use it; numpy is imported when they do. bfloat16 is the upper half of float32.
+`verification`, `merging` and `casting` use it; numpy is imported when they do. bfloat16 is the upper half of float32.
 """
 
 from collections.abc import Callable
@@ -36,6 +36,13 @@ def encode(numbers: "Floats", dtype: str) -> bytes:
     bits = numbers.astype("<f4").view("<u4")
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(numbers), (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
+
+
+def finite(numbers: "Floats") -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Which numbers are neither NaN nor infinite."""
+    import numpy as np
+
+    return np.isfinite(numbers)
 
 
 def count_bad(block: memoryview, dtype: str) -> tuple[int, int]:

@@ -139,11 +139,12 @@ def _check_tiling(item: Stored) -> None:
 
 
 def _overlap(planes: Sequence[Plane]) -> bool:
-    return any(
-        one.row < other.row + other.rows
-        and other.row < one.row + one.rows
-        and one.column < other.column + other.columns
-        and other.column < one.column + one.columns
-        for number, one in enumerate(planes)
-        for other in planes[:number]
-    )
+    ordered = sorted((plane for plane in planes if plane.rows and plane.columns), key=lambda plane: plane.row)
+    for number, one in enumerate(ordered):
+        for later in range(number + 1, len(ordered)):
+            other = ordered[later]
+            if other.row >= one.row + one.rows:
+                break
+            if one.column < other.column + other.columns and other.column < one.column + one.columns:
+                return True
+    return False

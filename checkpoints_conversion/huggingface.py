@@ -8,8 +8,8 @@ from checkpoints_conversion.families import family_of
 from checkpoints_conversion.families.table import Family
 from checkpoints_conversion.safetensors import Tensor, read_header
 from checkpoints_conversion.spec import ModelSpec, read_spec
+from checkpoints_conversion.untrusted import check_inside, read_json, told
 from reasonforge.errors import RequestError
-from reasonforge.files import read_json
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -67,12 +67,14 @@ def read_weights(directory: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
     for shard in shards:
         for name, tensor in read_header(shard).tensors.items():
             if places.get(name) != shard.name:
-                said = f"puts it in {places[name]}" if name in places else "does not list it"
-                raise RequestError(str(index), f"{shard.name} holds {name!r}, but the index {said}", "get both again")
+                said = f"puts it in {told(places[name])}" if name in places else "does not list it"
+                problem = f"{shard.name} holds {told(name)}, but the index {said}"
+                raise RequestError(str(index), problem, "get both again")
             tensors[name] = tensor
     for name, place in places.items():
         if name not in tensors:
-            raise RequestError(str(index), f"it puts {name!r} into {place}, which does not hold it", "get both again")
+            problem = f"it puts {told(name)} into {told(place)}, which does not hold it"
+            raise RequestError(str(index), problem, "get both again")
     return tensors, shards
 
 
@@ -83,12 +85,14 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise RequestError(str(index), "no weight_map, so no index of shards")
     for name, place in places.items():
         if not isinstance(place, str) or not place.endswith(".safetensors") or set(place) & set("/\\\0"):
-            raise RequestError(
-                str(index), f"it puts {name[:60]!r} into {str(place)[:60]!r}, which is no file of this directory"
-            )
+            where = told(place) if isinstance(place, str) else "what is no name"
+            raise RequestError(str(index), f"it puts {told(name)} into {where}, which is no file of this directory")
     return places
 
 
 def companions(directory: Path) -> list[Path]:
-    """The files that travel with the weights, sorted."""
-    return sorted({path for pattern in _COMPANIONS for path in directory.glob(pattern) if path.is_file()})
+    """The files that travel with the weights, sorted. Raises RequestError where one is a link out of the directory."""
+    found = sorted({path for pattern in _COMPANIONS for path in directory.glob(pattern) if path.is_file()})
+    for path in found:
+        check_inside(path, directory)
+    return found

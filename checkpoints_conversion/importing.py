@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from checkpoints_conversion.assembly import Assembly
+from checkpoints_conversion.casting import target_type
 from checkpoints_conversion.directories import DIRECTORIES
 from checkpoints_conversion.directories.directory import Imported
 from checkpoints_conversion.dtypes import WEIGHTS
@@ -15,7 +16,9 @@ from checkpoints_conversion.huggingface import CONFIG, HuggingFace, companions, 
 from checkpoints_conversion.publishing import Job, Outcome, fingerprint, publish
 from checkpoints_conversion.safetensors import Tensor
 from checkpoints_conversion.spec import check_rope
+from checkpoints_conversion.tasks import ALONE, Task
 from checkpoints_conversion.torch_dist import lay_out
+from checkpoints_conversion.untrusted import told
 from reasonforge.errors import RequestError
 from reasonforge.progress import Progress
 
@@ -26,28 +29,38 @@ class ImportOptions:
 
     vocabulary_multiple: int = 128
     """Embedding rows are padded with zeros to a multiple of this: --make-vocab-size-divisible-by, times TP."""
-    directory: Literal["megatron"] = "megatron"
+    directory: Literal["megatron", "nemo", "bridge"] = "megatron"
     """Whose directory is made: a name in `DIRECTORIES`."""
     layer_spec: Literal["te", "local"] = "te"
     """Whose spelling the keys have where Transformer Engine's layer spec and the local one differ (experts)."""
+    dtype: str | None = None
+    """torch's name of the type to which every weight is rounded; None keeps each one's own."""
 
 
 def import_checkpoint(
-    source: Path, destination: Path, options: ImportOptions, workers: int, progress: Callable[[int], Progress]
+    source: Path,
+    destination: Path,
+    options: ImportOptions,
+    workers: int,
+    progress: Callable[[int], Progress],
+    task: Task = ALONE,
 ) -> Outcome:
-    """Convert a model directory; every weight's bits are kept.
+    """Convert a model directory; every weight's bits are kept, unless a type is given.
 
     Args:
         progress: makes the counter of bytes, given their number.
-    Raises RequestError on a model that has no map or is damaged, and where the result cannot be published.
+        task: which part this process does.
+    Raises RequestError on a model that has no map or is damaged, where a weight has no place in the type, and where
+    the result cannot be published.
     """
+    target = target_type(options.dtype)
     if options.vocabulary_multiple < 1:
         raise RequestError("--pad-vocabulary", f"found {options.vocabulary_multiple}", "a positive number is needed")
     model = open_huggingface(source)
     check_rope(source / CONFIG)
     chunks = model_chunks(model, options)
     directory = DIRECTORIES[options.directory]
-    layout = lay_out(chunks, extra_state_keys(model.family, model.spec), directory.weights, directory.prefix)
+    layout = lay_out(chunks, extra_state_keys(model.family, model.spec), directory.weights, directory.prefix, target)
     identity = {
         "conversion": "import",
         "family": model.family.model_type,
@@ -58,11 +71,11 @@ def import_checkpoint(
     def finish(tree: Path) -> None:
         multiple = options.vocabulary_multiple
         padded = model.spec.padded_vocabulary(multiple)
-        imported = Imported(model, WEIGHTS[chunks[0][2].dtype], multiple, padded)
+        imported = Imported(model, WEIGHTS[target or chunks[0][2].dtype], multiple, padded)
         layout.finish(tree / directory.weights, directory.common(imported))
         directory.write(tree, imported)
 
-    return publish(Job(destination, identity, layout.sizes, layout.writes, finish), workers, progress)
+    return publish(Job(destination, identity, layout.sizes, layout.writes, finish), workers, progress, task)
 
 
 def model_chunks(model: HuggingFace, options: ImportOptions) -> list[tuple[MegatronTensor, int, Assembly]]:
@@ -89,9 +102,8 @@ def model_chunks(model: HuggingFace, options: ImportOptions) -> list[tuple[Megat
     ]
     for name in model.tensors:
         if name not in used and not _is_derived(name, model):
-            raise RequestError(
-                str(model.tensors[name].file), f"{name} has no place in {model.family.architecture}", "it would be lost"
-            )
+            problem = f"{told(name)} has no place in {model.family.architecture}"
+            raise RequestError(str(model.tensors[name].file), problem, "it would be lost")
     return chunks
 
 

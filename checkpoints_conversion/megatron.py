@@ -20,6 +20,9 @@ Kind = Literal["megatron", "nemo", "bridge"]
 TRACKER = "latest_checkpointed_iteration.txt"
 CARRIED = "huggingface"
 """Where an imported checkpoint keeps the model's configuration and tokenizer, so that an export needs nothing else."""
+CONTEXT = "context"
+NEMO_TOKENIZER = "nemo_tokenizer"
+"""Below `CONTEXT`: the directory that NeMo copies from the checkpoint it started with into every one that it saves."""
 
 _ITERATION = re.compile(r"iter_(\d{7,})")
 
@@ -92,7 +95,8 @@ def open_megatron(root: Path) -> Megatron:
 def carried_model(place: Place) -> Path | None:
     """The directory with the model's config.json that travels in a checkpoint; None where there is none."""
     root = place.root.parent if place.root == place.weights else place.root
-    choices = (root / CARRIED, place.weights / CARRIED, place.root / "context" / CARRIED)
+    context = root / CONTEXT
+    choices = (root / CARRIED, place.weights / CARRIED, context / CARRIED, context / NEMO_TOKENIZER)
     return next((path for path in choices if (path / CONFIG).is_file()), None)
 
 

@@ -9,8 +9,9 @@ import pickle
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from checkpoints_conversion.untrusted import told
 from reasonforge.errors import RequestError
 
 
@@ -164,7 +165,22 @@ def _emit_shared(value: str | Global, out: bytearray, memo: dict[Any, int]) -> N
     out += b"r" + struct.pack("<I", memo[value])
 
 
-class _Reader(pickle.Unpickler):
+class _OrderedDict(dict[Any, Any]):
+    """Stands for collections.OrderedDict, made empty: a sequence of pairs would bypass the check of keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class _Reader(pickle._Unpickler):
+    """Python's own reader in Python, not C: the C one asks for any amount of memory that a few bytes name.
+
+    It is at most two times slower. Opcodes that no checkpoint has are left out, and keys are checked: hashing a tuple
+    in a tuple in a tuple, a hundred thousand deep, would end the process.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
+
     def __init__(self, data: bytes, allow: Callable[[str, str], Any], where: str):
         super().__init__(io.BytesIO(data))
         self._allow, self._where = allow, where
@@ -174,18 +190,48 @@ class _Reader(pickle.Unpickler):
         if found is None:
             raise RequestError(
                 self._where,
-                f"its pickle names {module}.{name}, which no checkpoint needs and which could run code when loaded",
+                f"its pickle names {told(f'{module}.{name}')}, which no checkpoint needs and which could run code when "
+                "loaded",
                 "do not load this checkpoint; get it from its source again",
             )
-        return found
+        return _OrderedDict if found is dict else found
 
     def persistent_load(self, identity: Any) -> Any:
         return Persistent(identity if isinstance(identity, tuple) else (identity,))
 
 
+def _checked(opcode: bytes, keys: Callable[[Any], Iterable[Any]]) -> Callable[[Any], None]:
+    """What an opcode does, once the keys that it will hash are known to be harmless."""
+    load = pickle._Unpickler.dispatch[opcode[0]]
+
+    def checked(reader: Any) -> None:
+        for key in keys(reader):
+            parts = key if isinstance(key, tuple) else (key,)
+            if len(parts) > _MOST_PARTS or any(isinstance(part, tuple | frozenset) for part in parts):
+                raise ValueError("a key of many parts")
+        load(reader)
+
+    return checked
+
+
+_MOST_PARTS = 16
+_LEFT_OUT = {
+    pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0], pickle.INST[0], pickle.OBJ[0], pickle.NEWOBJ_EX[0],
+    pickle.BYTEARRAY8[0], pickle.NEXT_BUFFER[0], pickle.READONLY_BUFFER[0],
+}  # fmt: skip
+_Reader.dispatch = {
+    **{opcode: load for opcode, load in pickle._Unpickler.dispatch.items() if opcode not in _LEFT_OUT},
+    pickle.SETITEM[0]: _checked(pickle.SETITEM, lambda reader: reader.stack[-2:-1]),
+    pickle.SETITEMS[0]: _checked(pickle.SETITEMS, lambda reader: reader.stack[::2]),
+    pickle.DICT[0]: _checked(pickle.DICT, lambda reader: reader.stack[::2]),
+    pickle.ADDITEMS[0]: _checked(pickle.ADDITEMS, lambda reader: reader.stack),
+    pickle.FROZENSET[0]: _checked(pickle.FROZENSET, lambda reader: reader.stack),
+}
+
+
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError,
-    MemoryError, RecursionError, ImportError,
+    MemoryError, RecursionError, ImportError, struct.error,
 )  # fmt: skip
 
 

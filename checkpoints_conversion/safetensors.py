@@ -5,6 +5,7 @@ The format is github.com/huggingface/safetensors: 8 bytes of length, a JSON head
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_conversion.dtypes import ITEM_BYTES
+from checkpoints_conversion.untrusted import open_regular, told
 from reasonforge.errors import RequestError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -47,16 +49,13 @@ def read_header(path: Path) -> Header:
 
     Raises RequestError on any header that safetensors itself would refuse, before trusting a number in it.
     """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as handle:
-            prefix = handle.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-            if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-                raise _bad(path, f"its header claims {max(length, 0)} bytes in a file of {size}")
-            entries = _parse(path, handle.read(length))
-    except FileNotFoundError:
-        raise RequestError(str(path), "no such file") from None
+    with open(open_regular(path), "rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
+        prefix = handle.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            raise _bad(path, f"its header claims {max(length, 0)} bytes in a file of {size}")
+        entries = _parse(path, handle.read(length))
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _bad(path, "its __metadata__ is not a mapping of texts")
@@ -66,7 +65,7 @@ def read_header(path: Path) -> Header:
     end = start
     for tensor in found:
         if tensor.offset != end:
-            raise _bad(path, f"tensor {tensor.name!r} starts at byte {tensor.offset - start}, not at {end - start}")
+            raise _bad(path, f"tensor {told(tensor.name)} starts at byte {tensor.offset - start}, not at {end - start}")
         end += tensor.bytes
     if end != size:
         raise _bad(path, f"its tensors end at byte {end} in a file of {size}")
@@ -95,15 +94,16 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _bad(path, f"tensor {name!r} has no dtype, shape and data_offsets")
+        raise _bad(path, f"tensor {told(name)} has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise _bad(path, f"tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}")
+        raise _bad(path, f"tensor {told(name)} has the unknown dtype {str(dtype)[:40]!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or len(shape) > 64:
-        raise _bad(path, f"tensor {name!r} has a shape or offsets that are not natural numbers")
+        raise _bad(path, f"tensor {told(name)} has a shape or offsets that are not natural numbers")
     tensor = Tensor(name, dtype, tuple(shape), path, start + offsets[0])
     if offsets[1] - offsets[0] != tensor.bytes:
-        raise _bad(path, f"tensor {name!r} has {offsets[1] - offsets[0]} bytes where its shape needs {tensor.bytes}")
+        found = offsets[1] - offsets[0]
+        raise _bad(path, f"tensor {told(name)} has {found} bytes where its shape needs {tensor.bytes}")
     return tensor
 
 

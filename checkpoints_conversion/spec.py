@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoints_conversion.untrusted import read_json
 from reasonforge.errors import RequestError
-from reasonforge.files import read_json
 
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What megatron-core has fixed in its Llama 3 rope scaling (rotary_pos_embedding.py); only `factor` is free."""
@@ -67,11 +67,11 @@ class ConfigReader:
         """An error about one key."""
         return RequestError(f"{self.path}: {key}", problem, remedy)
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """A positive number of elements."""
+    def size(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+        """A positive number of elements, `most` at most."""
         found = self.data.get(key)
         found = default if found is None else found
-        if type(found) is not int or not 0 < found < 2**31:
+        if type(found) is not int or not 0 < found <= most:
             raise self.error(key, f"found {str(found)[:40]}", "a positive whole number is needed")
         return found
 
@@ -113,7 +113,7 @@ def read_spec(path: Path) -> ModelSpec:
     config.refuse("use_sliding_window", (False,), "sliding windows are not converted")
     config.refuse("decoder_sparse_step", (1,), "only models whose every layer has experts convert")
     config.refuse("mlp_only_layers", ([], None), "only models whose every layer has experts convert")
-    heads, hidden = config.size("num_attention_heads"), config.size("hidden_size")
+    heads, hidden = config.size("num_attention_heads", most=2**16), config.size("hidden_size")
     groups = config.size("num_key_value_heads", heads)
     if heads % groups:
         raise config.error("num_key_value_heads", f"{groups} does not divide the {heads} attention heads")

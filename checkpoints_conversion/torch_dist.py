@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_conversion.assembly import PAGE_BYTES, Assembly, Files
+from checkpoints_conversion.casting import cast, retyped
 from checkpoints_conversion.copying import Write
 from checkpoints_conversion.dtypes import ITEM_BYTES
 from checkpoints_conversion.families.table import MegatronTensor
@@ -30,15 +31,22 @@ from checkpoints_conversion.torch_format import (
     tensor_archive,
 )
 from checkpoints_conversion.torch_zip import ALIGNMENT, OpenArchive
+from checkpoints_conversion.untrusted import read_bytes, read_json, told
 from reasonforge.errors import RequestError
-from reasonforge.files import read_json, write_atomic
+from reasonforge.files import write_atomic
 
 METADATA = ".metadata"
 COMMON = "common.pt"
 BACKEND = "metadata.json"
 FIRST_FILE = "__0_0.distcp"
-FILES = 4
-"""Into how many `.distcp` files an import writes: as many writers can work without waiting for each other."""
+FILES, MOST_FILES = 4, 256
+"""Into how many `.distcp` files an import writes, at least and at most: as many workers and tasks can write at once."""
+
+MAX_METADATA_BYTES = 1 << 30
+"""The largest `.metadata` that is read: a thousand ranks with their optimizer states have some hundred megabytes."""
+
+FILE_BYTES = 512 << 20
+"""About how much goes into each file between these limits; the result does not depend on who writes it."""
 
 _BACKEND_TEXT = (
     '{"sharded_backend": "torch_dist", "sharded_backend_version": 1, '
@@ -71,28 +79,35 @@ class Layout:
 
 
 def lay_out(
-    chunks: Sequence[tuple[MegatronTensor, int, Assembly]], state_keys: Iterable[str], below: str, prefix: str = ""
+    chunks: Sequence[tuple[MegatronTensor, int, Assembly]],
+    state_keys: Iterable[str],
+    below: str,
+    prefix: str = "",
+    target: str | None = None,
 ) -> Layout:
     """Place every chunk, given as (tensor, first row, content), and every empty extra state.
 
     Args:
         below: the directory of the weights in the result; it goes before each file's name in `sizes` and `writes`.
         prefix: what every key begins with.
+        target: the type to which every tensor is cast; None keeps each one's own.
     """
-    total = sum(assembly.bytes for _, _, assembly in chunks)
-    sizes = {f"__{number}_0.distcp": 0 for number in range(FILES)}
+    total = sum(retyped(assembly, target).bytes for _, _, assembly in chunks)
+    files = min(max(-(-total // FILE_BYTES), FILES), MOST_FILES)
+    sizes = {f"__{number}_0.distcp": 0 for number in range(files)}
     names = list(sizes)
     writes: list[Write] = []
     stacks: dict[str, tuple[str, tuple[int, ...], list[Chunk]]] = {}
     laid = 0
-    for tensor, row, assembly in chunks:
-        name = names[min(laid * FILES // max(total, 1), FILES - 1)]
+    for tensor, row, source in chunks:
+        assembly = retyped(source, target)
+        name = names[min(laid * files // max(total, 1), files - 1)]
         laid += assembly.bytes
         shape = (*(1 for _ in tensor.stack), *assembly.shape)
         archive = tensor_archive(assembly.dtype, shape)
         head, length = len(archive.head()), archive.length
         start = sizes[name] + (-(sizes[name] + head) % PAGE_BYTES if assembly.bytes >= PAGE_BYTES else 0)
-        writes.append(Write(assembly, f"{below}/{name}", start + head, archive))
+        writes.append(cast(Write(assembly, f"{below}/{name}", start + head, archive), source.dtype))
         offsets = (*tensor.index, row, *(0 for _ in assembly.shape[1:]))
         whole = (*tensor.stack, *tensor.shape)
         dtype, _, found = stacks.setdefault(tensor.key, (assembly.dtype, whole, []))
@@ -207,13 +222,13 @@ def open_torch_dist(directory: Path) -> TorchDist:
         raise RequestError(
             str(path), "no such file, so no finished checkpoint", "it was interrupted while it was saved"
         )
-    metadata = read_metadata(path.read_bytes(), str(path))
+    metadata = read_metadata(read_bytes(path, MAX_METADATA_BYTES), str(path))
     missing = sorted(
         {chunk.record.file for tensor in metadata.tensors.values() for chunk in tensor.chunks}
         - {entry.name for entry in os.scandir(directory)}
     )
     if missing:
-        raise RequestError(str(directory / missing[0]), "missing, though .metadata points to it", "get it again")
+        raise RequestError(f"{directory}/{told(missing[0])}", "missing, though .metadata points to it", "get it again")
     places = {_place(key): tensor for key, tensor in metadata.tensors.items()}
     return TorchDist(directory, metadata, read_common_file(directory / COMMON), places)
 

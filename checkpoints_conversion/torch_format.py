@@ -3,7 +3,10 @@
 Nothing here imports torch. A test saves with the installed torch and fails loudly when its names or layout change.
 """
 
+import io
 import math
+import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +35,23 @@ def tensor_archive(dtype: str, shape: tuple[int, ...]) -> Archive:
 def object_archive(value: Any) -> Archive:
     """The archive that torch.save makes of plain values without tensors."""
     return Archive(dumps(value), None)
+
+
+def scalars_archive(values: Mapping[str, bool | int | float]) -> bytes:
+    """The archive that torch.save makes of a dictionary of tensors without dimensions: bool, int32 or float32."""
+    kinds = {bool: ("BoolStorage", "?"), int: ("IntStorage", "<i"), float: ("FloatStorage", "<f")}
+    tensors, content = {}, io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for number, (key, value) in enumerate(values.items()):
+            storage, form = kinds[type(value)]
+            identity = Persistent(("storage", Global("torch", storage), str(number), "cpu", 1))
+            hooks = Call(Global("collections", "OrderedDict"), ())
+            tensors[key] = Call(_REBUILD, (identity, 0, (), (), False, hooks))
+            archive.writestr(zipfile.ZipInfo(f"archive/data/{number}"), struct.pack(form, value))
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), dumps(tensors))
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
+        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
+    return content.getvalue()
 
 
 def namespace(values: Mapping[str, Any]) -> Instance:
@@ -174,15 +194,17 @@ def read_metadata(data: bytes, where: str) -> Metadata:
             if value.name == "TensorStorageMetadata"
         }
         flattened = frozenset(str(key) for key, value in (found.state.get("mcore_data") or {}).items() if value)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise RequestError(where, f"not torch_dist metadata ({type(error).__name__}: {str(error)[:60]})") from None
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+        raise RequestError(where, f"not torch_dist metadata ({type(error).__name__}: {str(error)[:60]!r})") from None
     objects = {key: record for (key, offsets), record in records.items() if offsets is None}
     return Metadata(tensors, objects, flattened)
 
 
 def _place(index: StandIn) -> tuple[str, tuple[int, ...] | None]:
-    offsets = index.state.get("offset")
-    return str(index.state["fqn"]), None if offsets is None else _numbers(offsets)
+    key, offsets = index.state["fqn"], index.state.get("offset")
+    if not isinstance(key, str):
+        raise ValueError("a key that is no text")
+    return key, None if offsets is None else _numbers(offsets)
 
 
 def _numbers(size: StandIn) -> tuple[int, ...]:
@@ -196,11 +218,13 @@ def _numbers(size: StandIn) -> tuple[int, ...]:
 def _record(info: StandIn, where: str) -> Record:
     name, offset, length = info.state["relative_path"], info.state["offset"], info.state["length"]
     if not isinstance(name, str) or not _is_bare(name):
+        told = name[:60] if isinstance(name, str) else type(name).__name__
         raise RequestError(
-            where, f"it points to the file {str(name)[:60]!r}, outside its directory", "do not load this checkpoint"
+            where, f"it points to the file {told!r}, outside its directory", "do not load this checkpoint"
         )
     if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
-        raise RequestError(where, f"it points to bytes {offset!r} and length {length!r} of {name}")
+        numbers = [value if type(value) is int else type(value).__name__ for value in (offset, length)]
+        raise RequestError(where, f"it points to bytes {numbers[0]} and length {numbers[1]} of {name[:60]!r}")
     return Record(name, offset, length)
 
 

@@ -128,6 +128,8 @@ class _Window(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(self._length - self._position, 0)
+        if min(left if size < 0 else size, left) > MAX_SMALL_BYTES:
+            raise ValueError("a directory of members that is too large")
         data = os.pread(self._descriptor, left if size < 0 else min(size, left), self._start + self._position)
         self._position += len(data)
         return data
@@ -148,6 +150,8 @@ class OpenArchive:
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OSError, OverflowError) as error:
             raise self.error(f"no torch archive at byte {start} ({type(error).__name__})") from None
         self.members = {entry.filename.partition("/")[2]: self._locate(entry, start, length) for entry in entries}
+        if len(self.members) < len(entries):
+            raise self.error(f"its archive at byte {start} has two members of one name")
 
     def error(self, problem: str) -> RequestError:
         """An error about this archive."""

@@ -8,6 +8,7 @@ from typing import Any
 from checkpoints_conversion.assembly import Assembly, Files, blocks
 from checkpoints_conversion.contents import Contents, is_huggingface, open_contents
 from checkpoints_conversion.floats import count_bad, decode
+from checkpoints_conversion.integrity import Records, check_receipt
 from reasonforge.progress import Progress
 
 SHOWN = 10
@@ -23,11 +24,13 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
     """The first of them, a line each."""
     bad: int = 0
-    """How many tensors have a problem."""
+    """How many problems there are."""
     largest: float = 0.0
     """Largest absolute difference of two numbers, where a tolerance was asked for."""
     nan: int = 0
     infinite: int = 0
+    without_checksums: int = 0
+    """Archives that were saved without checksums, so that flipped bits in them cannot be found."""
 
     @property
     def good(self) -> bool:
@@ -48,21 +51,37 @@ class Verdict:
 def check(path: Path, reference: Path | None, progress: Callable[[int], Progress]) -> Verdict:
     """Read every weight of a checkpoint: index, offsets, sizes and shapes are checked, NaN and infinities counted.
 
+    The archives of a Megatron checkpoint are checked by their checksums, and a conversion's small files by its receipt.
+    safetensors files have no checksums.
     Raises RequestError where its index, its files and its configuration disagree.
     """
     contents, verdict = open_contents(path, reference), Verdict()
+    checkpoint = contents.checkpoint
+    for problem in check_receipt(path, checkpoint.place.weights if checkpoint else path):
+        verdict.blame(problem)
     with progress(sum(item.bytes for item in contents.tensors.values())) as counter, Files() as files:
+        records = Records(checkpoint, files) if checkpoint else None
         for name, item in contents.tensors.items():
-            nan = infinite = 0
-            for _, block in blocks(item, files):
-                found = count_bad(block, item.dtype)
-                nan, infinite = nan + found[0], infinite + found[1]
-            if nan or infinite:
-                verdict.blame(f"{name}: {nan} NaN, {infinite} infinite")
-            verdict.nan, verdict.infinite = verdict.nan + nan, verdict.infinite + infinite
-            verdict.tensors, verdict.bytes = verdict.tensors + 1, verdict.bytes + item.bytes
+            for problem in records.check_of(item) if records else ():
+                verdict.blame(f"{problem} (in {name})")
+            _count_bad(name, item, files, verdict)
             counter.advance(item.bytes)
+        if records:
+            for problem in records.check_others():
+                verdict.blame(problem)
+            verdict.without_checksums = records.without_checksums
     return verdict
+
+
+def _count_bad(name: str, item: Assembly, files: Files, verdict: Verdict) -> None:
+    nan = infinite = 0
+    for _, block in blocks(item, files):
+        found = count_bad(block, item.dtype)
+        nan, infinite = nan + found[0], infinite + found[1]
+    if nan or infinite:
+        verdict.blame(f"{name}: {nan} NaN, {infinite} infinite")
+    verdict.nan, verdict.infinite = verdict.nan + nan, verdict.infinite + infinite
+    verdict.tensors, verdict.bytes = verdict.tensors + 1, verdict.bytes + item.bytes
 
 
 def compare(

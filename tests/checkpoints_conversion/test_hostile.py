@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 import struct
 import zipfile
@@ -15,6 +16,7 @@ import torch
 from tiny_checkpoints import edit_json, make_model, to_huggingface, to_megatron
 
 from checkpoints_conversion.safetensors import read_header
+from checkpoints_conversion.torch_format import read_metadata
 from checkpoints_conversion.verification import check
 from reasonforge.errors import RequestError
 
@@ -280,3 +282,21 @@ def test_nan_and_infinity_are_counted(made: Path, tmp_path: Path) -> None:
         verdict = check(directory, None, counter)
         assert (verdict.nan, verdict.infinite) == (1, 2)
         assert verdict.problems == ["model.norm.weight: 1 NaN, 2 infinite"]
+
+
+def test_a_spoiled_pickle_is_read_or_refused(made: Path) -> None:
+    """Bytes changed at random, or cut off: never another exception, nor memory or time without end."""
+    whole = (made / "megatron/iter_0000001/.metadata").read_bytes()
+    draw = random.Random(0)
+    refused = []
+    for number in range(600):
+        data = bytearray(whole[: draw.randrange(len(whole))] if number % 3 == 0 else whole)
+        for _ in range(draw.randrange(1, 5) if data else 0):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+            data[draw.randrange(min(len(data), 800))] = draw.randrange(256)
+        try:
+            read_metadata(bytes(data), "here")
+        except RequestError as error:
+            refused.append(str(error))
+    assert len(refused) > 400
+    assert all(message.isprintable() and len(message) < 400 for message in refused)

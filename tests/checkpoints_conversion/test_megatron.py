@@ -1,118 +1,171 @@
 """Our checkpoints load into megatron-core's own GPTModel and compute what transformers computes; and the other way.
 
-megatron-core lives in an environment of its own, whose interpreter MEGATRON_PYTHON names; without it these tests are
-skipped. It is made with: pip install torch==2.13.0; pip install --no-deps megatron-core==0.15.3; pip install
-"numpy<2.4" packaging psutil. The largest difference of each case goes into the JUnit report (--junitxml).
+`make megatron`, which `make test` does first, puts the two versions of megatron-core into .megatron. The layer spec is
+the local one: Transformer Engine's needs a GPU. The largest difference of each case goes into the JUnit report.
 """
 
-import json
 import os
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from megatron_client import ROOT, VERSIONS, MegatronCore
+from random_models import SIZES, write_random
 from tiny_checkpoints import assert_same_weights, make_model, to_huggingface, to_megatron
 
-from checkpoints_conversion.families import family_of
-from checkpoints_conversion.spec import read_spec
+from checkpoints_conversion.directories import DIRECTORIES
 from checkpoints_conversion.torch_dist import open_torch_dist
 from checkpoints_conversion.torch_format import Metadata
 
-PYTHON = os.environ.get("MEGATRON_PYTHON")
-SIDE = Path(__file__).parent / "megatron_side.py"
-
-pytestmark = pytest.mark.skipif(not PYTHON, reason="MEGATRON_PYTHON names no interpreter with megatron-core")
-
-
-def megatron(verb: str, model: Path, directory: Path, tmp_path: Path, **changes: Any) -> torch.Tensor | None:
-    """Run megatron-core over a model's shape, one process for each rank; the logits where it computes them."""
-    spec = read_spec(model / "config.json")
-    family = family_of(spec, model)
-    fields = {
-        "layers": spec.layers, "hidden": spec.hidden, "heads": spec.heads, "groups": spec.groups,
-        "head_dim": spec.head_dim, "ffn": spec.ffn, "qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm,
-        "norm_epsilon": spec.norm_epsilon, "tied": spec.tied, "rope_theta": spec.rope_theta,
-        "rope_factor": spec.rope_factor, "positions": spec.positions, "vocab": spec.vocabulary,
-        "padded_vocab": spec.padded_vocabulary(128), "experts": spec.experts or None, "moe_ffn": spec.expert_ffn,
-        "topk": spec.experts_per_token, "norm_topk": spec.norm_topk, "tp": 1, "pp": 1,
-    } | changes  # fmt: skip
-    (tmp_path / "spec.json").write_text(json.dumps(fields))
-    out = tmp_path / "logits.pt"
-    ranks = fields["tp"] * fields["pp"]
-    port = str(20000 + os.getpid() % 20000)
-    processes = [
-        subprocess.Popen(
-            [str(PYTHON), str(SIDE), verb, str(tmp_path / "spec.json"), str(directory), str(out)],
-            env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    said = [process.communicate()[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), said[-1][-3000:]
-    return torch.load(out) if verb == "logits" else None
+TOKENS = torch.arange(2 * 60).reshape(2, 60) * 7 % 100
+SPREAD = {"initializer_range": 0.1}
+"""Of the weights: with transformers' 0.02 a model this small attends to all tokens alike, and no wrong rope shows."""
+LIMIT = 1e-5
+"""Of the difference between two fp32 logits."""
 
 
-def expected(model: Any) -> torch.Tensor:
-    tokens = torch.arange(2 * 24).reshape(2, 24) * 7 % 100
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(version, marks=pytest.mark.xdist_group(f"megatron-{version}")) for version in VERSIONS],
+)
+def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MegatronCore]:
+    if not (ROOT / request.param / ".ready").is_file():
+        said = f"no megatron-core {request.param} in {ROOT.name}: run make megatron"
+        if os.environ.get("CI") == "true":
+            pytest.fail(said)
+        pytest.skip(said)
+    found = MegatronCore(request.param, tmp_path_factory.mktemp("megatron"))
+    yield found
+    found.close()
+
+
+def expected(model: Any, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(tokens).logits.float()
     return found
+
+
+def difference(found: torch.Tensor | None, model: Any, tokens: torch.Tensor = TOKENS) -> float:
+    assert found is not None
+    reference = expected(model, tokens)
+    return (found[..., : reference.shape[-1]] - reference).abs().max().item()
 
 
 def shapes(metadata: Metadata) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {key: (tensor.dtype, tensor.shape) for key, tensor in metadata.tensors.items()}
 
 
-CASES = [
-    ("llama", {}, 1, 1),
-    ("llama-rope-scaled", {"tie_word_embeddings": True}, 1, 1),
-    ("qwen2", {"num_key_value_heads": 4}, 1, 1),
-    ("qwen2", {"tie_word_embeddings": True}, 2, 1),
-    ("qwen2", {"tie_word_embeddings": True}, 1, 2),
-    ("qwen3", {"num_key_value_heads": 1}, 1, 1),
-    ("qwen3_moe", {}, 1, 1),
+def local(family: str) -> dict[str, Any]:
+    """The options that make a checkpoint for the local layer spec."""
+    return {"layer_spec": "local"} if family == "qwen3_moe" else {}
+
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("llama", {}, {}),
+    ("llama", {}, {"tp": 2}),
+    ("llama-rope-scaled", {"tie_word_embeddings": True}, {}),
+    ("llama-rope-scaled", {}, {"pp": 2}),
+    ("qwen2", {"num_key_value_heads": 4}, {}),
+    ("qwen2", {"tie_word_embeddings": True}, {"tp": 2}),
+    ("qwen2", {"tie_word_embeddings": True}, {"pp": 2}),
+    ("qwen3", {"num_key_value_heads": 1}, {}),
+    ("qwen3", {}, {"tp": 2}),
+    ("qwen3", {}, {"pp": 2}),
+    ("qwen3_moe", {}, {}),
+    ("qwen3_moe", {"norm_topk_prob": False}, {}),
+    ("qwen3_moe", {}, {"tp": 2}),
+    ("qwen3_moe", {}, {"pp": 2}),
+    ("qwen3_moe", {}, {"ep": 2}),
 ]
 
 
-@pytest.mark.parametrize(("family", "changes", "tp", "pp"), CASES)
+@pytest.mark.parametrize(("family", "changes", "parallel"), CASES)
 def test_logits_are_those_of_transformers(
-    family: str, changes: dict[str, Any], tp: int, pp: int, tmp_path: Path, record_property: Any
+    family: str,
+    changes: dict[str, Any],
+    parallel: dict[str, Any],
+    core: MegatronCore,
+    tmp_path: Path,
+    record_property: Any,
 ) -> None:
-    model = make_model(tmp_path / "hf", family, **changes)
-    spelling = {"layer_spec": "local"} if family == "qwen3_moe" else {}
-    to_megatron(tmp_path / "hf", tmp_path / "megatron", **spelling)
-    found = megatron("logits", tmp_path / "hf", tmp_path / "megatron/iter_0000001", tmp_path, tp=tp, pp=pp)
-    assert found is not None
-    difference = (found[..., :100] - expected(model)).abs().max().item()
-    record_property("largest difference of a logit", difference)
-    assert difference < 1e-5
+    model = make_model(tmp_path / "hf", family, **SPREAD, **changes)
+    to_megatron(tmp_path / "hf", tmp_path / "megatron", **local(family))
+    found = core.load(
+        tmp_path / "hf", tmp_path / "megatron/iter_0000001", compare=not parallel, tokens=TOKENS, **parallel
+    )
+    largest = difference(found, model)
+    record_property("largest difference of a logit", largest)
+    assert largest < LIMIT
 
 
-@pytest.mark.parametrize(("family", "tp", "pp"), [("llama", 2, 1), ("qwen2", 1, 2), ("qwen3_moe", 1, 1)])
-def test_what_megatron_saves_exports(family: str, tp: int, pp: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "wrong"),
+    [
+        ("llama-rope-scaled", {"rope_factor": None}),
+        ("qwen3", {"norm_epsilon": 1e-5}),
+        ("qwen3_moe", {"norm_topk": False}),
+    ],
+)
+def test_a_wrong_setting_shows_in_the_logits(
+    family: str, wrong: dict[str, Any], core: MegatronCore, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "hf", family, **SPREAD)
+    to_megatron(tmp_path / "hf", tmp_path / "megatron", **local(family))
+    found = core.load(tmp_path / "hf", tmp_path / "megatron/iter_0000001", tokens=TOKENS, **wrong)
+    assert difference(found, model) > 50 * LIMIT
+
+
+@pytest.mark.parametrize(
+    ("family", "parallel"),
+    [("llama", {"tp": 2}), ("qwen2", {"pp": 2}), ("qwen3_moe", {}), ("qwen3_moe", {"ep": 2})],
+)
+def test_what_megatron_saves_exports(family: str, parallel: dict[str, Any], core: MegatronCore, tmp_path: Path) -> None:
     """megatron-core saves a random model at a parallelism; the export computes the same logits in transformers."""
     from transformers import AutoModelForCausalLM
 
     make_model(tmp_path / "hf", family)
     saved = tmp_path / "saved"
     saved.mkdir()
-    megatron("save", tmp_path / "hf", saved, tmp_path, tp=tp, pp=pp)
-    to_megatron(tmp_path / "hf", tmp_path / "ours", **({"layer_spec": "local"} if family == "qwen3_moe" else {}))
+    core.save(tmp_path / "hf", saved, **parallel)
+    to_megatron(tmp_path / "hf", tmp_path / "ours", **local(family))
     theirs, ours = open_torch_dist(saved).metadata, open_torch_dist(tmp_path / "ours/iter_0000001").metadata
     assert shapes(theirs) == shapes(ours)
     assert set(theirs.objects) <= set(ours.objects)
     to_huggingface(saved, tmp_path / "back", tmp_path / "hf")
-    found = megatron("logits", tmp_path / "hf", saved, tmp_path)
-    assert found is not None
+    found = core.load(tmp_path / "back", saved, tokens=TOKENS)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="float32").eval()
-    assert (found[..., :100] - expected(model)).abs().max().item() < 1e-5
-    to_megatron(tmp_path / "back", tmp_path / "again", **({"layer_spec": "local"} if family == "qwen3_moe" else {}))
+    assert difference(found, model) < LIMIT
+    to_megatron(tmp_path / "back", tmp_path / "again", **local(family))
     to_huggingface(tmp_path / "again", tmp_path / "once_more")
     assert_same_weights(tmp_path / "back", tmp_path / "once_more")
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+@given(sizes=SIZES)
+def test_random_small_models_convert_load_and_convert_back(
+    sizes: dict[str, Any], core: MegatronCore, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In float32 the weights are moderate numbers and the logits are compared; else they are any bits, NaN too."""
+    from transformers import AutoModelForCausalLM
+
+    tmp_path = tmp_path_factory.mktemp("random")
+    write_random(tmp_path / "hf", sizes)
+    options = {"directory": sizes["directory"], "vocabulary_multiple": sizes["multiple"], "layer_spec": "local"}
+    to_megatron(tmp_path / "hf", tmp_path / "megatron", **options)
+    directory, computes = DIRECTORIES[sizes["directory"]], sizes["dtype"] == torch.float32
+    tokens = torch.arange(10).reshape(2, 5) * 7 % sizes["vocabulary"]
+    found = core.load(
+        tmp_path / "hf", tmp_path / "megatron" / directory.weights, prefix=directory.prefix, compare=True,
+        tokens=tokens if computes else None, dtype=str(sizes["dtype"]).removeprefix("torch."),
+        padded_vocab=-(-sizes["vocabulary"] // sizes["multiple"]) * sizes["multiple"],
+    )  # fmt: skip
+    if computes:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="float32", experts_implementation="eager")
+        assert difference(found, model.eval(), tokens) < LIMIT
+    to_huggingface(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=sizes["shard_bytes"])
+    assert_same_weights(tmp_path / "hf", tmp_path / "back")
