@@ -47,9 +47,9 @@ def convert() -> None:
 @click.option(
     "--pad-vocabulary",
     "vocabulary_multiple",
-    default=128,
-    show_default=True,
-    help="Pad the vocabulary to a multiple of this: --make-vocab-size-divisible-by, times tensor parallelism.",
+    type=int,
+    help="Pad the vocabulary to a multiple of this: --make-vocab-size-divisible-by, times tensor parallelism. "
+    "By default 128; for bridge 1.",
 )
 @click.option(
     "--layer-spec",

@@ -27,14 +27,21 @@ from reasonforge.progress import Progress
 class ImportOptions:
     """How a Megatron checkpoint is written."""
 
-    vocabulary_multiple: int = 128
-    """Embedding rows are padded with zeros to a multiple of this: --make-vocab-size-divisible-by, times TP."""
+    vocabulary_multiple: int | None = None
+    """Embedding rows are padded with zeros to a multiple of this: --make-vocab-size-divisible-by, times TP. None takes
+    what is usual for the directory."""
     directory: Literal["megatron", "nemo", "bridge"] = "megatron"
     """Whose directory is made: a name in `DIRECTORIES`."""
     layer_spec: Literal["te", "local"] = "te"
     """Whose spelling the keys have where Transformer Engine's layer spec and the local one differ (experts)."""
     dtype: str | None = None
     """torch's name of the type to which every weight is rounded; None keeps each one's own."""
+
+    @property
+    def multiple(self) -> int:
+        """To a multiple of what the vocabulary is padded."""
+        usual = DIRECTORIES[self.directory].vocabulary_multiple
+        return usual if self.vocabulary_multiple is None else self.vocabulary_multiple
 
 
 def import_checkpoint(
@@ -54,8 +61,9 @@ def import_checkpoint(
     the result cannot be published.
     """
     target = target_type(options.dtype)
-    if options.vocabulary_multiple < 1:
-        raise RequestError("--pad-vocabulary", f"found {options.vocabulary_multiple}", "a positive number is needed")
+    multiple = options.multiple
+    if multiple < 1:
+        raise RequestError("--pad-vocabulary", f"found {multiple}", "a positive number is needed")
     model = open_huggingface(source)
     check_rope(source / CONFIG)
     chunks = model_chunks(model, options)
@@ -64,12 +72,11 @@ def import_checkpoint(
     identity = {
         "conversion": "import",
         "family": model.family.model_type,
-        "options": asdict(options),
+        "options": asdict(options) | {"vocabulary_multiple": multiple},
         "source": fingerprint([*model.shards, *companions(source)], source),
     }
 
     def finish(tree: Path) -> None:
-        multiple = options.vocabulary_multiple
         padded = model.spec.padded_vocabulary(multiple)
         imported = Imported(model, WEIGHTS[target or chunks[0][2].dtype], multiple, padded)
         layout.finish(tree / directory.weights, directory.common(imported))
@@ -97,7 +104,7 @@ def model_chunks(model: HuggingFace, options: ImportOptions) -> list[tuple[Megat
     local = dict(model.family.local_keys) if options.layer_spec == "local" else {}
     chunks = [
         (replace(tensor, key=local.get(tensor.key, tensor.key)), row, assembly)
-        for tensor in tensors(model.family, model.spec, options.vocabulary_multiple)
+        for tensor in tensors(model.family, model.spec, options.multiple)
         for row, assembly in import_chunks(tensor, source)
     ]
     for name in model.tensors:

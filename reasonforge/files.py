@@ -51,6 +51,8 @@ def read_json(path: Path) -> Any:
         raise RequestError(f"{path}:{error.lineno}", f"not JSON: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise RequestError(str(path), f"not JSON: not UTF-8 at byte {error.start}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise RequestError(str(path), f"not JSON that can be read ({type(error).__name__})") from None
 
 
 def jsonl_line(row: dict[str, Any]) -> str:

@@ -150,4 +150,4 @@ def _reference(name: str) -> dict[str, Any]:
     return {"_target_": name, "_call_": False}
 
 
-BRIDGE = Directory(weights=_WEIGHTS, prefix="", common=_common, write=_write)
+BRIDGE = Directory(weights=_WEIGHTS, prefix="", vocabulary_multiple=1, common=_common, write=_write)

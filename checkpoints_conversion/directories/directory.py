@@ -28,6 +28,8 @@ class Directory:
     """Where the torch_dist files go, below the checkpoint's directory."""
     prefix: str
     """What its keys begin with."""
+    vocabulary_multiple: int
+    """To a multiple of what the vocabulary is padded where nothing is said."""
     common: Callable[[Imported], Mapping[str, Any]]
     """The content of `common.pt`."""
     write: Callable[[Path, Imported], None]

@@ -1,4 +1,4 @@
-"""Megatron-LM's directory: `iter_*` and the tracker that names the last one. Megatron-Bridge reads it too."""
+"""Megatron-LM's directory: `iter_*` and the tracker that names the last one."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def _write(tree: Path, imported: Imported) -> None:
 
 
 def _common(imported: Imported) -> dict[str, Any]:
-    """The iteration, and the arguments that Megatron-LM (--use-checkpoint-args) and Megatron-Bridge build from."""
+    """The iteration, and the arguments that Megatron-LM builds a model from (--use-checkpoint-args)."""
     family = imported.model.family
     arguments = _arguments(imported.model.spec) | {
         "add_qkv_bias": family.qkv_bias,
@@ -90,4 +90,6 @@ def _arguments(spec: ModelSpec) -> dict[str, Any]:
     return found
 
 
-MEGATRON_LM = Directory(weights=f"iter_{ITERATION:07d}", prefix="", common=_common, write=_write)
+MEGATRON_LM = Directory(
+    weights=f"iter_{ITERATION:07d}", prefix="", vocabulary_multiple=128, common=_common, write=_write
+)

@@ -13,8 +13,9 @@ from checkpoints_conversion.directories.fiddle import Call, Symbol, render_json,
 from checkpoints_conversion.huggingface import CONFIG, companions
 from checkpoints_conversion.megatron import CARRIED, CONTEXT, NEMO_TOKENIZER
 from checkpoints_conversion.spec import ModelSpec
+from checkpoints_conversion.untrusted import read_json
 from reasonforge.errors import RequestError
-from reasonforge.files import read_json, write_atomic, write_json
+from reasonforge.files import write_atomic, write_json
 
 _MODELS = "nemo.collections.llm.gpt.model"
 _CLASSES = {
@@ -211,4 +212,4 @@ def _progress(*counters: str) -> dict[str, Any]:
     return {scope: dict.fromkeys(counters, 0) for scope in ("total", "current")}
 
 
-NEMO = Directory(weights="weights", prefix="module.", common=_common, write=_write)
+NEMO = Directory(vocabulary_multiple=128, weights="weights", prefix="module.", common=_common, write=_write)

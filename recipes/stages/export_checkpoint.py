@@ -21,12 +21,14 @@ class ExportInputs(Strict):
 
 
 class ExportCheckpointStage(Stage):
-    """Convert a model from Megatron, NeMo 2 or Megatron-Bridge to Hugging Face; every bit is kept."""
+    """Convert a model from Megatron, NeMo 2 or Megatron-Bridge; every bit is kept unless a type is given."""
 
     kind: ClassVar[ArtifactKind] = "hf_checkpoint"
 
     type: Literal["export_checkpoint"] = "export_checkpoint"
     inputs: ExportInputs
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The type to which every weight is rounded; null keeps each one's own."""
     max_shard_size: float = Field(default=5.0, gt=0)
     """GB of the largest file of weights; transformers' own default is 5."""
     workers: Annotated[int, Operational()] = Field(default=2, ge=1)
@@ -46,5 +48,6 @@ class ExportCheckpointStage(Stage):
             int(self.max_shard_size * 1e9),
             self.workers,
             lambda total: context.progress("exporting", total, "bytes"),
+            dtype=self.dtype,
         )
         return hand_over(outcome, context.out)

@@ -20,17 +20,19 @@ class ImportInputs(Strict):
 
 
 class ImportCheckpointStage(Stage):
-    """Convert a model from Hugging Face to Megatron; every bit is kept."""
+    """Convert a model from Hugging Face to Megatron; every bit is kept unless a type is given."""
 
     kind: ClassVar[ArtifactKind] = "megatron_checkpoint"
 
     type: Literal["import_checkpoint"] = "import_checkpoint"
     inputs: ImportInputs
-    directory: Literal["megatron"] = "megatron"
+    directory: Literal["megatron", "nemo", "bridge"] = "megatron"
     """Whose directory is made: the framework that is going to load it."""
-    pad_vocabulary: int = Field(default=128, ge=1)
-    """Embedding rows are padded with zeros to a multiple of this: Megatron-LM's --make-vocab-size-divisible-by (its
-    default is 128), times the tensor parallelism of the training."""
+    pad_vocabulary: int | None = Field(default=None, ge=1)
+    """Embedding rows are padded with zeros to a multiple of this: Megatron-LM's --make-vocab-size-divisible-by, times
+    the tensor parallelism of the training. null takes what is usual: 128, or 1 for bridge."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The type to which every weight is rounded; null keeps each one's own."""
     layer_spec: Literal["te", "local"] = "te"
     """Whose keys are written where Transformer Engine's layers and megatron-core's local ones differ (experts)."""
     workers: Annotated[int, Operational()] = Field(default=2, ge=1)
@@ -44,7 +46,10 @@ class ImportCheckpointStage(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Convert; a conversion that was killed goes on from the last write that reached the disk."""
         options = ImportOptions(
-            vocabulary_multiple=self.pad_vocabulary, layer_spec=self.layer_spec, directory=self.directory
+            vocabulary_multiple=self.pad_vocabulary,
+            directory=self.directory,
+            layer_spec=self.layer_spec,
+            dtype=self.dtype,
         )
         destination = context.scratch / "converted"
         outcome = import_checkpoint(

@@ -152,7 +152,17 @@ class Cluster:
 
     def _prepare(self) -> None:
         """Directories, configuration, munge's key, the fake GPUs' device nodes (each is another /dev/null)."""
-        for name in ("munge", "etc", "log", "out", "run", "state", "dev", *(f"spool/{node}" for node in self.nodes)):
+        for name in (
+            "munge",
+            "etc",
+            "log",
+            "out",
+            "run",
+            "state",
+            "dev",
+            "tmp",
+            *(f"spool/{node}" for node in self.nodes),
+        ):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o755)
         self._configure()
@@ -187,12 +197,14 @@ class Cluster:
         data = self.directory / "mysql"
         if new := not data.exists():
             self._call(
-                "mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db",
-                "--auth-root-authentication-method=socket",
+                "mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--tmpdir={self.directory}/tmp",
+                "--user=root", "--skip-test-db", "--auth-root-authentication-method=socket",
             )  # fmt: skip
+        # A tmpdir of its own: it removes all temporary tables that it finds there, of other servers too.
         # The data need not outlive a power cut, so no write waits for the disk.
         self._start("mariadbd", [
-            "mariadbd", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-networking",
+            "mariadbd", "--no-defaults", f"--datadir={data}", f"--tmpdir={self.directory}/tmp", "--user=root",
+            "--skip-networking",
             f"--socket={self.layout.mysql_socket}", f"--pid-file={self.directory}/run/mariadbd.pid",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync", "--innodb-buffer-pool-size=128M",
             "--innodb-lock-wait-timeout=900", "--skip-log-bin", f"--log-error={self.directory}/log/mariadbd.log",
@@ -317,7 +329,7 @@ class Cluster:
         """Cancel all jobs, start what was stopped, and take every node into service again."""
         if not self.layout.preempt_send_user_signal:
             self.reconfigure(preempt_send_user_signal=True)
-        for name, runs in self._ask("running").items():
+        for name, runs in self.running().items():
             if name in self.nodes and not runs:
                 self.start_node(name)
         if self.run(["squeue", "--noheader"]).stdout:
@@ -333,6 +345,11 @@ class Cluster:
         paths = sorted((self.directory / "log").glob("*"))
         ends = ("\n".join(path.read_text(errors="replace").splitlines()[-lines:]) for path in paths)
         return "\n".join(f"--- {path.name}\n{end}" for path, end in zip(paths, ends, strict=True))
+
+    def running(self) -> dict[str, bool]:
+        """Whether each daemon runs, by name: munged, mariadbd, slurmdbd, slurmctld, node1, ..."""
+        found: dict[str, bool] = self._ask("running")
+        return found
 
     def processes(self) -> list[int]:
         """Every process of the cluster, jobs' included: the supervisor first."""
