@@ -25,13 +25,6 @@ class Block:
     first: int
     data: bytes
 
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """Each line with its number; a progress bar's overwritten states are lines of the same number."""
-        for offset, raw in enumerate(self.data.split(b"\n")):
-            for part in raw.split(b"\r"):
-                if part and not part.isspace():
-                    yield self.first + offset, clean(part)
-
 
 def clean(raw: bytes) -> str:
     """A line as text: cut to LINE_BYTES, without terminal escapes and control characters."""

@@ -5,7 +5,7 @@
 
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 LONGEST_GAP = 400
@@ -19,22 +19,37 @@ EVERYWHERE = frozenset(
 )
 """Words of any healthy log; others are sought where a pattern has them."""
 
-_parser: Any = importlib.import_module("re._parser")
-_ATOMS = ("LITERAL", "NOT_LITERAL", "IN", "ANY", "CATEGORY")
+_NO_BOUND = f"a quantifier without a bound up to {LONGEST_GAP}: write {{0,80}} for *, {{1,80}} for +"
 _REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
+
+
+def _find_parser() -> Callable[[str], Any] | None:
+    """Python's own parser of regular expressions, which has no public name; None in a Python that hides it."""
+    try:
+        parse: Callable[[str], Any] = importlib.import_module("re._parser").parse
+        return parse if [str(part[0]) for part in parse("a{1,2}")] == ["MAX_REPEAT"] else None
+    except (ImportError, AttributeError, TypeError, IndexError):
+        return None
+
+
+_parse = _find_parser()
+_UNBOUNDED = re.compile(r"(?<!\\)(?:\\\\){0,9}[*+](?![^\[\]]{0,400}\])|\{\d{0,9},\}")
 
 
 def why_refused(pattern: str) -> str | None:
     """What is wrong with a pattern for use on any log, in words; None where it is good.
 
     Refused are bad syntax, quantifiers without a bound or with a large one, quantifiers inside quantified groups,
-    and back references: with what is left, a search takes time linear in the length of the line.
+    and back references: with what is left, a search takes time linear in the length of the line. Where Python hides
+    its parser, only bad syntax and quantifiers without a bound are seen.
     """
     try:
-        tree = _parser.parse(pattern)
+        re.compile(pattern)
     except re.error as error:
         return f"not a regular expression: {error}"
-    return _why_slow(tree, False)
+    if _parse is None:
+        return _NO_BOUND if _UNBOUNDED.search(pattern) else None
+    return _why_slow(_parse(pattern), False)
 
 
 def _why_slow(tree: Any, repeated: bool) -> str | None:
@@ -44,7 +59,7 @@ def _why_slow(tree: Any, repeated: bool) -> str | None:
             return "back references can be slow"
         if name in _REPEATS:
             if argument[1] > LONGEST_GAP:
-                return f"a quantifier without a bound up to {LONGEST_GAP}: write {{0,80}} for *, {{1,80}} for +"
+                return _NO_BOUND
             if repeated and argument[1] > 1:
                 return "a quantifier inside a quantified group can be slow"
         inside_repeat = repeated or (name in _REPEATS and argument[1] > 1)
@@ -67,8 +82,8 @@ def _children(name: str, argument: Any) -> list[Any]:
 
 
 def words(pattern: str) -> set[str]:
-    """Lower-case words of which every text that matches contains at least one; empty where there are none."""
-    return _words(_parser.parse(pattern))
+    """Lower-case words of which every text that matches contains at least one; empty where none are known."""
+    return _words(_parse(pattern)) if _parse is not None else set()
 
 
 def _words(tree: Any) -> set[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from slurm.explain.lines import Block, Split, blocks, node_of, rank_of, split, time_of
+from slurm.explain.lines import LINE_BYTES, Split, blocks, clean, node_of, rank_of, split, time_of
 from slurm.explain.patterns import any_word
 from slurm.explain.rules import Rule
 
@@ -28,9 +28,13 @@ _TRACEBACK_PATIENCE = 200
 """Lines after a traceback's last frame within which its exception still belongs to it."""
 _TRACEBACK_LINES = 20
 _LOOK_BACK = 30
-_OWN_WORDS = ('file "', "error", "exception", "traceback (most recent")
+_OWN_WORDS = ('file "', "error", "exception", "traceback (most recent", "reasonforge: stage ")
 
-_CHANGING = re.compile(r"\d{1,20}\.\d{1,20}(?:[eE][+-]?\d{1,4})?|\d{4,20}|\d\d:\d\d(?::\d\d)?|[0-9a-f]{12,64}")
+_CHANGING = re.compile(  # begins with one class, which lets the engine skip what cannot match
+    rb"\d(?:\d{0,19}\.\d{1,20}(?:[eE][+-]?\d{1,4})?|\d{3,19}|\d:\d\d(?::\d\d)?|x[0-9a-f]{4,16})"
+)
+_ATTEMPT = re.compile(r"reasonforge: stage (?P<stage>.{1,200}), attempt (?P<number>\d{1,9})$")
+"""What a stage prints at the start of each attempt (recipes/run_stage.py)."""
 _FRAME = re.compile(r'[\s|+]{0,16}File "(?P<file>[^"]{1,300})", line (?P<line>\d{1,9})')
 _RAISED = re.compile(
     r"[\s|+]{0,16}(?P<path>(?:[A-Za-z_]\w{0,60}\.){0,9})(?P<type>[A-Za-z_]\w{2,60})"
@@ -97,9 +101,9 @@ class Scanner:
         """
         return _LogScan(self, name, rank, node).run(log)
 
-    def may_hold(self, block: Block) -> bool:
-        """Whether a rule or a traceback could be in a block."""
-        return self._gate is None or self._gate.search(block.data.lower()) is not None
+    def may_hold(self, lines: bytes) -> bool:
+        """Whether a rule or a traceback could be in some lines."""
+        return self._gate is None or self._gate.search(lines.lower()) is not None
 
     def in_line(self, line: str) -> Iterator[Rule]:
         """The rules of lines that match a line."""
@@ -133,34 +137,55 @@ class _LogScan:
     def __init__(self, scanner: Scanner, name: str, rank: int | None, node: str | None):
         self._scanner, self._name, self._rank, self._node = scanner, name, rank, node
         self._streams: dict[str, _Stream] = {}
-        self._recent: deque[str] = deque(maxlen=_LOOK_BACK)
+        self._recent: list[bytes] = []
+        """The last lines of the block before, for `_time`."""
+        self._lines: list[bytes] = []
+        self._at = 0
         self._episodes: dict[int, dict[str, list[Finding]]] = {0: {}}
         self._episode, self._last_line = 0, 0
         self._last_frame = -_TRACEBACK_PATIENCE
-        self._dull: dict[str, None] = {}
+        self._attempt: tuple[str, str] | None = None
+        self._dull: dict[bytes, None] = {}
 
     def run(self, log: BinaryIO) -> list[Finding]:
         for block in blocks(log):
-            telling = self._scanner.may_hold(block)
-            if telling or any(stream.frames for stream in self._streams.values()):
-                for number, line in block.lines():
-                    self._read_unless_dull(number, line)
-                    self._recent.append(line)
-            if not telling:  # a traceback's lines hold words of ours, so none goes on from here
+            self._lines = block.data.split(b"\n")
+            shapes = _CHANGING.sub(b"0", block.data).split(b"\n")
+            fresh = {shape: raw for shape, raw in zip(shapes, self._lines, strict=True) if shape not in self._dull}
+            near_traceback = block.first - self._last_frame < _TRACEBACK_PATIENCE
+            if near_traceback or self._scanner.may_hold(b"\n".join(fresh.values())):
+                self._read_lines(block.first, shapes)
+            else:  # a traceback's lines hold words of ours, so none goes on from here
                 self._streams.clear()
-                self._recent.clear()
+                for shape in fresh:
+                    self._learn(shape)
+            self._recent = self._lines[-_LOOK_BACK:]
         found = [item for rules in self._episodes.values() for items in rules.values() for item in items]
         return sorted(found, key=lambda item: item.line)
 
-    def _read_unless_dull(self, number: int, line: str) -> None:
-        """Read a line unless one that differs only in long or broken numbers was read and said nothing."""
-        if number - self._last_frame < _TRACEBACK_PATIENCE:
-            self._read(number, line)
+    def _read_lines(self, first: int, shapes: list[bytes]) -> None:
+        """Read the lines of a block but those that differ only in numbers from one that was read and said nothing."""
+        for self._at, shape in enumerate(shapes):
+            number = first + self._at
+            near_traceback = number - self._last_frame < _TRACEBACK_PATIENCE
+            if shape in self._dull and not near_traceback:
+                continue
+            raw = self._lines[self._at]
+            if b"\r" not in raw:
+                self._read_part(number, raw, shape)
+                continue
+            for part, its_shape in zip(raw.split(b"\r"), shape.split(b"\r"), strict=True):  # states of a progress bar
+                if its_shape not in self._dull or near_traceback:
+                    self._read_part(number, part, its_shape)
+
+    def _read_part(self, number: int, raw: bytes, shape: bytes) -> None:
+        if raw and not raw.isspace() and self._read(number, clean(raw)):
             return
-        shape = _CHANGING.sub("0", line)
-        if shape in self._dull:
-            return
-        if not self._read(number, line):
+        self._learn(shape)
+
+    def _learn(self, shape: bytes) -> None:
+        """Remember that lines of this shape say nothing."""
+        if len(shape) <= LINE_BYTES:
             if len(self._dull) >= _SHAPES:
                 self._dull.pop(next(iter(self._dull)))
             self._dull[shape] = None
@@ -171,6 +196,9 @@ class _LogScan:
         stream = self._stream(parts)
         if _IGNORED.search(line):
             stream.ignored = True
+            return True
+        if attempt := _ATTEMPT.search(line):
+            self._start_attempt((attempt["stage"], attempt["number"]))
             return True
         if frame := _FRAME.match(parts.body):
             stream.place, stream.in_code, self._last_frame = f"{frame['file']}:{frame['line']}", True, number
@@ -195,6 +223,14 @@ class _LogScan:
             for rule in [*rules, *in_line]:
                 self._keep(rule, number, line, code)
         return bool(rules or in_line or raised)
+
+    def _start_attempt(self, attempt: tuple[str, str]) -> None:
+        """Forget what was found before: it did not end this attempt. Other ranks of the same attempt change nothing."""
+        if attempt != self._attempt:
+            self._attempt = attempt
+            self._streams.clear()
+            self._episodes, self._episode, self._last_line = {0: {}}, 0, 0
+            self._last_frame = -_TRACEBACK_PATIENCE
 
     def _stream(self, parts: Split) -> _Stream:
         stream = self._streams.get(parts.stream)
@@ -228,8 +264,11 @@ class _LogScan:
             )
 
     def _time(self, line: str) -> float | None:
-        for candidate in (line, *reversed(self._recent)):
-            if (found := time_of(candidate)) is not None:
+        if (found := time_of(line)) is not None:
+            return found
+        before = [*self._recent, *self._lines[max(0, self._at - _LOOK_BACK) : self._at]]
+        for raw in reversed(before[-_LOOK_BACK:]):
+            if (found := time_of(clean(raw))) is not None:
                 return found
         return None
 

@@ -118,6 +118,23 @@ def test_an_error_that_the_work_survived_is_not_the_root() -> None:
     assert said(survived).cause == "cuda_oom", "for nothing better is seen"
 
 
+def test_only_the_last_attempt_of_a_stage_counts() -> None:
+    first, second = "reasonforge: stage grpo, attempt 1\n", "reasonforge: stage grpo, attempt 2\n"
+    found = said(first + OOM + "\n" + second + traceback("TypeError: a bug"))
+    assert (found.cause, found.cascade, found.where and found.where.line) == ("python_bug", (), 7)
+    assert said(first + OOM + "\n" + second + "step 1\n").cause == "unknown"
+    assert said(first + OOM + "\n" + "step\n" * 9000 + f"0: {second}step 1\n").cause == "unknown"
+    assert said(second + OOM + "\n3: " + second).cause == "cuda_oom", "another rank of the same attempt"
+    assert said(first + 'Traceback (most recent call last):\n  File "a.py", line 1\n' + second).cause == "unknown"
+
+
+def test_numbers_that_matter_are_not_passed_over() -> None:
+    line = "iteration {0:8d}/ 90000 | lm loss: {0}.5E+00 | number of nan iterations:   {1} |\n"
+    text = "".join(line.format(number, number // 30_000) for number in range(30_003))
+    found = said(text)
+    assert (found.cause, found.where and found.where.line) == ("nan_or_divergence", 30_001)
+
+
 def test_facts_speak_like_lines() -> None:
     assert said("step 1", facts=(Facts(state="OUT_OF_MEMORY", exit_code="0:125"),)).cause == "host_oom"
     assert said(facts=(Facts(state="NODE_FAIL", nodes="n1"),)).cause == "node_fail"

@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.explain import ask, mistakes, per_cause
 from reasonforge.files import read_jsonl
-from slurm.explain.patterns import words
+from slurm.explain import patterns
+from slurm.explain.patterns import why_refused, words
 from slurm.explain.rules import Cause, Rule
 from slurm.explain.table import failed_example, read_table
 
@@ -46,6 +47,17 @@ def test_rules_of_lines_can_be_sought_by_words() -> None:
 )
 def test_words_of_a_pattern(pattern: str, expected: set[str]) -> None:
     assert words(pattern) == expected
+
+
+def test_without_pythons_own_parser_the_rules_still_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is private and may go away: then every line is tried, and fewer slow patterns are refused."""
+    monkeypatch.setattr(patterns, "_parse", None)
+    assert words("No space left") == set()
+    assert [pattern for rule in TABLE.rules for pattern in rule.patterns if why_refused(pattern)] == []
+    for bad in ("x.*y", "x.+y", r"\d+", "a{3,}", "[ab]*c", "(x"):
+        assert why_refused(bad), bad
+    rule = Rule(name="a", cause="filesystem", patterns=["frob .{0,20}evicted"], match=["frob was evicted"])
+    assert failed_example(rule) is None
 
 
 def test_labelled_excerpts_get_the_right_cause() -> None:

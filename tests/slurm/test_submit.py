@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ stages:
     source:
       type: scratch
       model: {layers: 1, hidden_size: 32, ffn_size: 64}
-      training: {type: trl, steps: STEPS, learning_rate: 1e-3, batch_size: 8, save_every: 100000, log_every: 1000}
+      training: {type: trl, steps: 1200, learning_rate: 1e-3, batch_size: 8, save_every: 100000, log_every: 1000}
     resources: {hours: 0.1}
 """
 
@@ -146,29 +147,42 @@ def test_an_array_of_fifty(place: ClusterDesk, chain_digests: dict[str, str]) ->
     assert sorted(finished) == list(range(50))
 
 
-def start_long(place: ClusterDesk, steps: int, partition: str = "batch") -> str:
-    """Submit the long training and wait until it is at work; the id of its job."""
-    place.write("long.yaml", LONG.replace("STEPS", str(steps)))
+def start_long(place: ClusterDesk, partition: str = "batch") -> tuple[str, int]:
+    """Submit the long training and halt its process in the middle; the ids of its job and of the process.
+
+    Halted, it lets the fault come however slow Slurm or fast the machine is; `go_on` lets it take the signal.
+    """
+    place.write("long.yaml", LONG)
     place.write("site.yaml", SITE.replace("cpu_partition: batch", f"cpu_partition: {partition}"))
     job = place.submit("long.yaml")["base"]
     place.cluster.wait_for(lambda: place.trained("long") > 20, "training", 120)
-    return job
+    process = stage_process(place.run("long"), "base")
+    os.kill(process, signal.SIGSTOP)
+    return job, process
+
+
+def go_on(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+
+
+def was_sent(process: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a halted process, or has got it going (Slurm wakes those that it ends)."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return True
+    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks) or "\nState:\tT" not in status
 
 
 @pytest.fixture(scope="module")
-def long_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The hash of the model that the long training makes without Slurm and without interruption."""
-    made: dict[int, str] = {}
-
-    def model(steps: int) -> str:
-        if steps not in made:
-            local = Desk(tmp_path_factory.mktemp("local"))
-            local.write("long.yaml", LONG.replace("STEPS", str(steps)))
-            local.good("run", "long.yaml")
-            made[steps] = weights(local)
-        return made[steps]
-
-    return model
+    local = Desk(tmp_path_factory.mktemp("local"))
+    local.write("long.yaml", LONG)
+    local.good("run", "long.yaml")
+    return weights(local)
 
 
 def weights(desk: Desk) -> str:
@@ -177,79 +191,76 @@ def weights(desk: Desk) -> str:
     return found
 
 
-def test_time_limit_saves_requeues_and_ends_the_work(place: ClusterDesk, long_model: Callable[[int], str]) -> None:
-    job = start_long(place, 2500)
-    place.cluster.expire(job, 30)
-    place.cluster.wait_for(
-        lambda: (
-            ("time_limit", True) in place.attempts("long", "base")
-            or ("preempted", True) in place.attempts("long", "base")
-        ),
-        "requeue",
-        120,
-    )
-    saved = [event for event in place.events("long") if event["event"] == "stage_interrupted"]
-    assert len(saved) == 1
+def test_time_limit_saves_requeues_and_ends_the_work(place: ClusterDesk, long_model: str) -> None:
+    job, process = start_long(place)
+    place.cluster.expire(job, 25)
+    place.cluster.wait_for(lambda: was_sent(process, signal.SIGUSR2), "SIGUSR2", 120)
+    go_on(process)
     place.wait("long")
-    assert weights(place) == long_model(2500)
-
-
-def test_preemption_with_the_user_signal(place: ClusterDesk, long_model: Callable[[int], str]) -> None:
-    start_long(place, 2500, "low")
-    fill = place.cluster.submit("--partition=high", "--nodes=4", "--exclusive", script="sleep 2")
-    place.cluster.wait_state(fill, "COMPLETED", timeout_s=120)
-    place.wait("long")
-    assert ("preempted", True) in place.attempts("long", "base")
-    assert weights(place) == long_model(2500)
-
-
-def test_preemption_without_the_user_signal(place: ClusterDesk, long_model: Callable[[int], str]) -> None:
-    place.cluster.reconfigure(preempt_send_user_signal=False)
-    start_long(place, 2500, "low")
-    fill = place.cluster.submit("--partition=high", "--nodes=4", "--exclusive", script="sleep 2")
-    place.cluster.wait_state(fill, "COMPLETED", timeout_s=120)
-    place.wait("long")
+    assert place.attempts("long", "base") == [("time_limit", True), ("done", False)]
     assert [event["event"] for event in place.events("long")].count("stage_interrupted") == 1
-    assert weights(place) == long_model(2500)
+    assert weights(place) == long_model
 
 
-def test_cancelled_it_stays_cancelled_and_resume_goes_on(place: ClusterDesk, long_model: Callable[[int], str]) -> None:
-    start_long(place, 2500)
+@pytest.mark.parametrize("told", [True, False], ids=["with the user signal", "without it"])
+def test_preemption(told: bool, place: ClusterDesk, long_model: str) -> None:
+    if not told:
+        place.cluster.reconfigure(preempt_send_user_signal=False)
+    _, process = start_long(place, "low")
+    other = place.cluster.submit("--partition=high", "--nodes=4", "--exclusive", script="sleep 1")
+    place.cluster.wait_for(lambda: was_sent(process, signal.SIGUSR2 if told else signal.SIGTERM), "a signal", 120)
+    go_on(process)
+    place.cluster.wait_state(other, "COMPLETED", timeout_s=120)
+    place.wait("long")
+    assert place.attempts("long", "base") == [("preempted", True), ("done", False)]
+    assert [event["event"] for event in place.events("long")].count("stage_interrupted") == 1
+    assert weights(place) == long_model
+
+
+def test_cancelled_it_stays_cancelled_and_resume_goes_on(place: ClusterDesk, long_model: str) -> None:
+    _, process = start_long(place)
     told = place.good("cancel", "long")
     assert told.startswith("cancelled: ")
+    go_on(process)
     entries = place.wait("long", exit_code=1)
     assert (entries["problems"]["state"], entries["base"]["state"]) == ("done", "cancelled")
     assert place.good("cancel", "long") == "nothing of it is in the queue\n"
     ids = json.loads(place.good("resume", "long", "--json"))
     assert list(ids) == ["base"]
     place.wait("long")
-    assert weights(place) == long_model(2500)
+    assert weights(place) == long_model
 
 
-def test_a_node_set_down_under_a_job(place: ClusterDesk, long_model: Callable[[int], str]) -> None:
-    job = start_long(place, 2500)
-    node = place.cluster.run(["squeue", "--noheader", f"--jobs={job}", "--format=%N"]).stdout.strip()
-    place.cluster.down_node(node, "a test")
+def test_a_node_set_down_under_a_job(place: ClusterDesk, long_model: str) -> None:
+    job, process = start_long(place)
+    place.cluster.down_node(node_of(place, job), "a test")
+    go_on(process)
     place.wait("long")
-    assert ("node_fail", True) in place.attempts("long", "base")
-    assert weights(place) == long_model(2500)
+    assert place.attempts("long", "base") == [("node_fail", True), ("done", False)]
+    assert weights(place) == long_model
 
 
-def test_slurmd_killed_and_back(place: ClusterDesk, long_model: Callable[[int], str]) -> None:
-    job = start_long(place, 2500)
-    node = place.cluster.run(["squeue", "--noheader", f"--jobs={job}", "--format=%N"]).stdout.strip()
+def node_of(place: ClusterDesk, job: str) -> str:
+    return place.cluster.run(["squeue", "--noheader", f"--jobs={job}", "--format=%N"]).stdout.strip()
+
+
+def test_slurmd_killed_and_back(place: ClusterDesk, long_model: str) -> None:
+    job, process = start_long(place)
+    node = node_of(place, job)
     place.cluster.stop_node(node)
     place.cluster.start_node(node)
+    go_on(process)
     place.wait("long")
-    assert weights(place) == long_model(2500)
+    assert weights(place) == long_model
     assert place.attempts("long", "base") == [("done", False)]
 
 
-def test_slurmctld_restarted_under_a_run(place: ClusterDesk, long_model: Callable[[int], str]) -> None:
-    start_long(place, 2500)
-    place.cluster.restart_controller(graceful=False)
+def test_slurmctld_restarted_under_a_run(place: ClusterDesk, long_model: str) -> None:
+    _, process = start_long(place)
+    place.cluster.restart_controller()
+    go_on(process)
     place.wait("long")
-    assert weights(place) == long_model(2500)
+    assert weights(place) == long_model
     assert place.attempts("long", "base") == [("done", False)]
 
 
@@ -265,12 +276,12 @@ def stage_process(run: Path, stage: str) -> int:
     raise AssertionError(f"no process of {stage}")
 
 
-def test_a_stage_that_is_killed_goes_on_once(place: ClusterDesk, long_model: Callable[[int], str]) -> None:
-    start_long(place, 2500)
-    os.kill(stage_process(place.run("long"), "base"), signal.SIGKILL)
+def test_a_stage_that_is_killed_goes_on_once(place: ClusterDesk, long_model: str) -> None:
+    _, process = start_long(place)
+    os.kill(process, signal.SIGKILL)
     place.wait("long")
     assert place.attempts("long", "base") == [("killed", True), ("done", False)]
-    assert weights(place) == long_model(2500)
+    assert weights(place) == long_model
 
 
 def test_a_failed_stage_stops_what_needs_it_and_is_named(place: ClusterDesk) -> None:
