@@ -1,9 +1,10 @@
 """`python -m benchmarks.conversion`: import and export beside `cp` and sync of the same bytes.
 
 For each size a Qwen2-shaped model of random bytes is made in a temporary directory on the file system that is named,
-then cp, import and export take turns in every order. Before each, as much memory is touched and freed: on a virtual
-machine that gives free memory back, whoever comes first would pay for all. Medians are printed as Markdown, with the
-peak memory of the converting processes. The first round is not counted; its export is compared with the source.
+then cp, import and export take turns in every order. Before each, what it will read is brought into the page cache, or
+with --cold out of it, for all alike; and as much memory is touched and freed: on a virtual machine that gives free
+memory back, whoever comes first would pay for all. Medians are printed as Markdown, with the peak memory of the
+converting processes. The first round is not counted; its export is compared with the source.
 """
 
 import argparse
@@ -62,15 +63,16 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=[0.5, 1, 3], metavar="GB")
     parser.add_argument("--rounds", type=int, default=12, help="a multiple of 6 has every order")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cold", action="store_true", help="read from the disk, not from the page cache")
     parser.add_argument("--directory", type=Path, default=Path.cwd(), help="where the temporary directory is made")
     options = parser.parse_args()
     print("| size | way | body s | of | ratio to cp | process s | over cp s | peak RSS MiB |\n|" + "---|" * 8)
     with tempfile.TemporaryDirectory(dir=options.directory, prefix=".conversion-") as directory:
         for size in options.sizes:
-            measure(Path(directory), int(size * 1e9), options.rounds, options.workers)
+            measure(Path(directory), int(size * 1e9), options.rounds, options.workers, options.cold)
 
 
-def measure(directory: Path, size: int, rounds: int, workers: int) -> None:
+def measure(directory: Path, size: int, rounds: int, workers: int, cold: bool) -> None:
     """Measure one size, and print a row for each way."""
     free = shutil.disk_usage(directory).free
     if free < 5 * size:
@@ -90,6 +92,7 @@ def measure(directory: Path, size: int, rounds: int, workers: int) -> None:
     for number in range(rounds + 1):
         for name in orders[number % len(orders)]:
             subprocess.run([sys.executable, "-c", f"bytearray({total} + (256 << 20))"], check=True)
+            prepare(directory / ("kept" if name == "export" else "source"), cold)
             ways[name](found[name] if number else Measured())
             if not number:
                 check(source, directory / "back")
@@ -98,6 +101,19 @@ def measure(directory: Path, size: int, rounds: int, workers: int) -> None:
     report(total, found)
     for name in ("source", "kept"):
         shutil.rmtree(directory / name)
+
+
+def prepare(directory: Path, cold: bool) -> None:
+    """Bring every file of a directory into the page cache, or out of it."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with open(path, "rb", buffering=0) as handle:
+                if cold:
+                    os.fsync(handle.fileno())
+                    os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                else:
+                    while handle.read(1 << 22):
+                        pass
 
 
 def make_model(directory: Path, size: int) -> int:

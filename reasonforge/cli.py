@@ -12,7 +12,7 @@ import click
 from checkpoints_conversion.cli import convert
 from reasonforge import __version__
 from reasonforge.errors import ReasonforgeError, RequestError
-from slurm.cli import cancel, resume, site, submit
+from slurm.cli import account, cancel, resume, site, submit
 from slurm.explain.cli import explain
 
 _set_option = click.option(
@@ -312,7 +312,7 @@ def doctor(recipe_file: Path | None, overrides: Sequence[str], as_json: bool) ->
         sys.exit(1)
 
 
-for command in (convert, submit, resume, cancel, site, explain):
+for command in (convert, submit, resume, cancel, site, explain, account):
     main.add_command(command)
 
 

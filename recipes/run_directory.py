@@ -38,6 +38,11 @@ class RunDirectory:
         return self.root / "events.jsonl"
 
     @property
+    def accounting(self) -> Path:
+        """What the stages took of a cluster, written by its launcher before the report."""
+        return self.root / "accounting.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the launcher that runs here."""
         return self.root / ".lock"

@@ -168,6 +168,7 @@ def _context(job: StageJob, part: int | None = None) -> StageContext:
         out=job.workspace / "out",
         scratch=job.workspace / "scratch",
         progress_file=job.run.progress(job.name, part),
+        accounting=job.run.accounting,
     )
 
 

@@ -45,6 +45,8 @@ class StageContext:
     """Survives a kill: finished shards, journals, checkpoints. Deleted once the stage is published."""
     progress_file: Path
     """Where the latest progress goes."""
+    accounting: Path | None = None
+    """Where a launcher writes what the stages took of a cluster (`recipes.accounting`); on one machine none does."""
 
     def path(self, name: str) -> Path:
         """The directory of an input artifact."""

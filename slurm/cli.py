@@ -98,6 +98,27 @@ def cancel(run_name: str, stage: str | None, runs_dir: Path) -> None:
     click.echo(f"cancelled: {', '.join(ids)}" if ids else "nothing of it is in the queue")
 
 
+@click.command()
+@click.argument("run_name", metavar="RUN")
+@_runs_option
+@_json_option
+def account(run_name: str, runs_dir: Path, as_json: bool) -> None:
+    """Show what a submitted run asked for and what it held, by stage: GPU-hours, CPU-hours, attempts."""
+    from recipes.run_directory import RunDirectory
+    from slurm.account import account as account_run
+
+    rows = [row.model_dump() for row in account_run(RunDirectory(runs_dir / run_name))]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'stage':<24} {'attempts':>8} {'GPU-hours at most':>18} {'GPU-hours':>10} {'CPU-hours':>10}")
+    names = ("gpu_hours_at_most", "gpu_hours", "cpu_hours")
+    total = {name: round(sum(row[name] for row in rows), 3) for name in names}
+    for row in [*rows, {"stage": "all", "attempts": sum(row["attempts"] for row in rows), **total}]:
+        hours = " ".join(f"{row[name]:>{width}g}" for name, width in zip(names, (18, 10, 10), strict=True))
+        click.echo(f"{row['stage']:<24} {row['attempts']:>8} {hours}")
+
+
 @click.group()
 def site() -> None:
     """Describe a cluster once, for every recipe."""

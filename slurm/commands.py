@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from reasonforge.errors import RequestError, StageError
 from reasonforge.processes import finish
 
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 """Seconds for a command: a controller that restarts, or has much to do, answers late."""
 
 

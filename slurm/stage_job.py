@@ -13,10 +13,13 @@ from pathlib import Path
 
 from reasonforge.errors import StageError
 from reasonforge.processes import start_logged
+from recipes.accounting import write_usage
 from recipes.interruption import EXIT_INTERRUPTED, SIGNALS
+from recipes.recipe import load_resolved
 from recipes.run_directory import RunDirectory
 from recipes.run_stage import is_done, open_job
 from slurm import commands
+from slurm.account import account
 from slurm.healing import Decision, History, Reason, after_failure, may_go_on
 from slurm.plan import Job, load_cluster_plan
 from slurm.site import read_secrets
@@ -59,6 +62,8 @@ class Attempt:
         if bad:
             self._requeue(Reason("node_fail", f"it was given {', '.join(sorted(bad))} again"), history, [])
         self._record("attempt_started", nodes=nodes, restart=self._restarts)
+        if load_resolved(self.run_directory.recipe).stages[self.job.stage].kind == "report":
+            write_usage(self.run_directory.accounting, account(self.run_directory))
         log = self.run_directory.log(self.job.stage, self.part)
         offset = log.stat().st_size if log.exists() else 0
         code = self._step(log)

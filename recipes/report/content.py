@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from reasonforge.artifacts import Artifact
+from recipes.accounting import Usage
 from recipes.evaluation.scoring import Interval, Scores, compare, read_scores
 from recipes.report.curves import Curve, read_curves
 from recipes.report.funnel import Funnel, read_funnel
@@ -30,6 +31,8 @@ class Content:
     """By model; only models with curves."""
     funnel: Funnel | None
     entries: list[Entry]
+    usage: list[Usage]
+    """What the stages took of a cluster; empty for a run on one machine."""
 
     @property
     def first_scores(self) -> Scores:
@@ -48,6 +51,7 @@ def gather(
     scores: Mapping[str, Artifact],
     dataset: Artifact | None,
     training: Mapping[str, Artifact],
+    usage: list[Usage],
     *,
     resamples: int,
     seed: int,
@@ -71,6 +75,7 @@ def gather(
         curves={name: logged for name, logged in curves.items() if logged},
         funnel=read_funnel(dataset.path) if dataset else None,
         entries=ledger([*scores.values(), *([dataset] if dataset else []), *training.values()]),
+        usage=usage,
     )
 
 
@@ -97,6 +102,7 @@ def as_json(content: Content) -> dict[str, Any]:
         "stages": {
             e.stage: {"type": e.type, "kind": e.kind, **e.cost.model_dump(mode="json")} for e in content.entries
         },
+        "cluster": [row.model_dump() for row in content.usage],
         "receipts": {e.stage: {"key": e.key, "digest": e.digest, "inputs": e.inputs} for e in content.entries},
     }
 

@@ -19,6 +19,8 @@ def render(content: Content, title: str) -> str:
     if content.funnel:
         parts += ["## Data", _funnel(content)]
     parts += ["## Cost", _costs(content)]
+    if content.usage:
+        parts += ["## Cluster", _usage(content)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,6 +78,14 @@ def _costs(content: Content) -> str:
         for e in content.entries
     ]
     return _table(["stage", "wall", "CPU", "memory", "key", "digest"], rows)
+
+
+def _usage(content: Content) -> str:
+    rows = [
+        [u.stage, str(u.attempts), f"{u.gpu_hours_at_most:g}", f"{u.gpu_hours:g}", f"{u.cpu_hours:g}"]
+        for u in content.usage
+    ]
+    return _table(["stage", "attempts", "GPU-hours at most", "GPU-hours", "CPU-hours"], rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

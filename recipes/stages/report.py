@@ -10,6 +10,7 @@ from pydantic import Field
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Strict
 from reasonforge.files import write_atomic, write_json
+from recipes.accounting import read_usage
 from recipes.evaluation.bootstrap import RESAMPLES
 from recipes.report import content, markdown, page
 from recipes.stage import InputOf, Stage, StageContext
@@ -52,6 +53,7 @@ class ReportStage(Stage):
             context.group("scores"),
             context.inputs.get("dataset"),
             context.group("training"),
+            read_usage(context.accounting) if context.accounting else [],
             resamples=self.resamples,
             seed=context.seed,
         )

@@ -68,6 +68,7 @@ _DECORATION = re.compile(
     r"|\[(?:CRITICAL|ERROR|WARNING|INFO)\]\s"
     r"|\[?[\w./-]{1,60}\.(?:py|cc|cpp|cu):\d{1,5}\]?:?\s"
     r"|\[[EWF]\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} [^\]]{1,60}\]\s"
+    r"|\|\s(?:std(?:err|out)\s\|\s)?"  # ... | ERROR | stderr | message
 )
 
 

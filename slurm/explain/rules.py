@@ -74,6 +74,9 @@ class Rule(Strict):
     frames: str | None = None
     """With `within: exception`: what the traceback's lines above the exception must contain as well."""
 
+    unless_above: str | None = None
+    """With `within: line`: a line that matches says nothing where this is found in the 30 lines above it."""
+
     remedy: str = ""
     """What to do, where the cause's own remedy is too general."""
 
@@ -91,12 +94,12 @@ class Rule(Strict):
                 raise ValueError(f"{pattern!r}: {problem}")
         return patterns
 
-    @field_validator("frames")
+    @field_validator("frames", "unless_above")
     @classmethod
-    def _is_linear(cls, frames: str | None) -> str | None:
-        if frames is not None and (problem := why_refused(frames)):
-            raise ValueError(f"{frames!r}: {problem}")
-        return frames
+    def _is_linear(cls, pattern: str | None) -> str | None:
+        if pattern is not None and (problem := why_refused(pattern)):
+            raise ValueError(f"{pattern!r}: {problem}")
+        return pattern
 
     @cached_property
     def compiled(self) -> list["re.Pattern[str]"]:
@@ -107,6 +110,11 @@ class Rule(Strict):
     def compiled_frames(self) -> "re.Pattern[str] | None":
         """The frames pattern, compiled."""
         return re.compile(self.frames) if self.frames else None
+
+    @cached_property
+    def compiled_unless_above(self) -> "re.Pattern[str] | None":
+        """The pattern of lines above that take the meaning away, compiled."""
+        return re.compile(self.unless_above) if self.unless_above else None
 
     @cached_property
     def words(self) -> set[str]:

@@ -218,7 +218,7 @@ class _LogScan:
             code = stream.place
             rules = _without_nothing(self._scanner.in_exception(raised, "\n".join(stream.frames)))
             self._streams[parts.stream] = _Stream()
-        in_line = list(self._scanner.in_line(line))
+        in_line = [rule for rule in self._scanner.in_line(line) if not self._is_undone(rule)]
         if all(rule.cause != "nothing" for rule in in_line):
             for rule in [*rules, *in_line]:
                 self._keep(rule, number, line, code)
@@ -263,14 +263,23 @@ class _LogScan:
                 )
             )
 
+    def _is_undone(self, rule: Rule) -> bool:
+        """Whether a line above says that this one means nothing."""
+        undoes = rule.compiled_unless_above
+        return undoes is not None and any(undoes.search(clean(raw)) for raw in self._above())
+
     def _time(self, line: str) -> float | None:
         if (found := time_of(line)) is not None:
             return found
-        before = [*self._recent, *self._lines[max(0, self._at - _LOOK_BACK) : self._at]]
-        for raw in reversed(before[-_LOOK_BACK:]):
+        for raw in reversed(self._above()):
             if (found := time_of(clean(raw))) is not None:
                 return found
         return None
+
+    def _above(self) -> list[bytes]:
+        """The last lines above the one that is read."""
+        above = [*self._recent, *self._lines[max(0, self._at - _LOOK_BACK) : self._at]]
+        return above[-_LOOK_BACK:]
 
 
 def _without_nothing(rules: Iterable[Rule]) -> list[Rule]:

@@ -4,113 +4,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
+from cluster_desk import CHAIN, ClusterDesk, go_on, start_long, was_sent, weights
 from desk import Desk
-from slurm_cluster.cluster import Cluster
 
 pytestmark = pytest.mark.xdist_group("slurm")
-
-SITE = """\
-name: tests
-partitions:
-  batch: {nodes: 4, gpus_per_node: 8, gpu_type: h100, gpu_memory_gb: 80, cpus_per_node: 64, memory_gb: 500}
-  low: {nodes: 4, gpus_per_node: 8, gpu_type: h100, cpus_per_node: 64, memory_gb: 500}
-cpu_partition: batch
-gpu_partition: batch
-save_s: 20
-"""
-
-CHAIN = """\
-name: chain
-seed: 3
-stages:
-  problems:
-    type: problems
-    source: {type: running_sum, train: 1000, eval: 20}
-  generate:
-    type: generate
-    inputs: {problems: problems}
-    engine: {type: programmatic}
-    resources: {array: 3, gpus_per_node: 2}
-  curate:
-    type: curate
-    inputs: {traces: generate, problems: problems}
-    grader: {type: exact}
-"""
-
-LONG = """\
-name: long
-seed: 1
-stages:
-  problems:
-    type: problems
-    source: {type: running_sum, train: 60, eval: 5}
-  base:
-    type: base_model
-    inputs: {problems: problems}
-    source:
-      type: scratch
-      model: {layers: 1, hidden_size: 32, ffn_size: 64}
-      training: {type: trl, steps: 1200, learning_rate: 1e-3, batch_size: 8, save_every: 100000, log_every: 1000}
-    resources: {hours: 0.1}
-"""
-
-
-class ClusterDesk(Desk):
-    """A user at a login node of the cluster."""
-
-    def __init__(self, root: Path, cluster: Cluster):
-        root.mkdir(exist_ok=True)
-        super().__init__(root)
-        self.cluster = cluster
-        os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
-        self.write("site.yaml", SITE)
-        self.write("chain.yaml", CHAIN)
-
-    def submit(self, recipe: str, *arguments: str) -> dict[str, str]:
-        """Submit a recipe; Slurm's ids by job."""
-        found: dict[str, str] = json.loads(self.good("submit", recipe, "--site", "site.yaml", "--json", *arguments))
-        return found
-
-    def wait(self, run: str, exit_code: int = 0) -> dict[str, dict[str, Any]]:
-        """Wait until nothing of a run is queued; the stages' entries by name."""
-        done = self("status", run, "--wait", "--every", "0.5", "--json")
-        assert done.returncode == exit_code, done.stdout + done.stderr + self.logs(run)
-        self.cluster.wait_for(lambda: not self.cluster.run(["squeue", "--noheader"]).stdout, "empty queue")
-        return {entry["stage"]: entry for entry in json.loads(done.stdout)}
-
-    def logs(self, run: str) -> str:
-        paths = sorted([*self.run(run).glob("logs/*.log"), *self.run(run).glob("slurm/*.out")])
-        return "\n".join(f"--- {path.name}\n{path.read_text()[-1500:]}" for path in paths)
-
-    def attempts(self, run: str, job: str) -> list[tuple[str, bool]]:
-        """How each attempt of a job ended, and whether it was requeued."""
-        return [
-            (event["reason"], bool(event.get("requeued")))
-            for event in self.events(run)
-            if event["event"] == "attempt_ended" and event["job"] == job
-        ]
-
-    def trained(self, run: str) -> int:
-        """Steps that the training has done."""
-        try:
-            progress = json.loads((self.run(run) / "logs/base.progress.json").read_text())
-        except FileNotFoundError:
-            return 0
-        return int(progress["done"]) if progress["title"] == "training" else 0
-
-
-@pytest.fixture
-def place(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterDesk]:
-    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    found = ClusterDesk(tmp_path / "a user's own place", cluster)
-    yield found
-    found.clean()
 
 
 @pytest.fixture(scope="module")
@@ -145,50 +44,6 @@ def test_an_array_of_fifty(place: ClusterDesk, chain_digests: dict[str, str]) ->
     assert place.digests("chain") == chain_digests
     finished = [event["part"] for event in place.events("chain") if event["event"] == "part_finished"]
     assert sorted(finished) == list(range(50))
-
-
-def start_long(place: ClusterDesk, partition: str = "batch") -> tuple[str, int]:
-    """Submit the long training and halt its process in the middle; the ids of its job and of the process.
-
-    Halted, it lets the fault come however slow Slurm or fast the machine is; `go_on` lets it take the signal.
-    """
-    place.write("long.yaml", LONG)
-    place.write("site.yaml", SITE.replace("cpu_partition: batch", f"cpu_partition: {partition}"))
-    job = place.submit("long.yaml")["base"]
-    place.cluster.wait_for(lambda: place.trained("long") > 20, "training", 120)
-    process = stage_process(place.run("long"), "base")
-    os.kill(process, signal.SIGSTOP)
-    return job, process
-
-
-def go_on(process: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGCONT)
-
-
-def was_sent(process: int, number: signal.Signals) -> bool:
-    """Whether a signal waits for a halted process, or has got it going (Slurm wakes those that it ends)."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return True
-    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
-    return any(mask >> (number - 1) & 1 for mask in masks) or "\nState:\tT" not in status
-
-
-@pytest.fixture(scope="module")
-def long_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The hash of the model that the long training makes without Slurm and without interruption."""
-    local = Desk(tmp_path_factory.mktemp("local"))
-    local.write("long.yaml", LONG)
-    local.good("run", "long.yaml")
-    return weights(local)
-
-
-def weights(desk: Desk) -> str:
-    receipt = json.loads((desk.run("long") / "stages/base/receipt.json").read_text())
-    found: str = receipt["files"]["model.safetensors"]["sha256"]
-    return found
 
 
 def test_time_limit_saves_requeues_and_ends_the_work(place: ClusterDesk, long_model: str) -> None:
@@ -262,18 +117,6 @@ def test_slurmctld_restarted_under_a_run(place: ClusterDesk, long_model: str) ->
     place.wait("long")
     assert weights(place) == long_model
     assert place.attempts("long", "base") == [("done", False)]
-
-
-def stage_process(run: Path, stage: str) -> int:
-    """The process of a stage, which is neither srun nor slurmstepd."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_text().split("\0")
-        except OSError:
-            continue
-        if command[1:3] == ["-m", "recipes.run_stage"] and command[3:5] == [str(run), stage]:
-            return int(folder.name)
-    raise AssertionError(f"no process of {stage}")
 
 
 def test_a_stage_that_is_killed_goes_on_once(place: ClusterDesk, long_model: str) -> None:
