@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from containers.runtimes import NoRuntime, Runtime
 from pydantic import Field, model_validator
 
+from containers.runtimes import NoRuntime, Runtime
 from reasonforge.config import Strict, validate
 from reasonforge.document import read_document
 from reasonforge.errors import RequestError, nearest
