@@ -74,7 +74,7 @@ def _executor(folder: Path, script: str, flags: Sequence[str]) -> Any:
     from submitit.slurm.slurm import SlurmExecutor
 
     class Executor(SlurmExecutor):  # type: ignore[misc]
-        def _make_submission_file_text(self, command: str, uid: str) -> str:
+        def _make_submission_file_text(self, *_: str) -> str:
             return script
 
         def _make_submission_command(self, submission_file_path: Path) -> list[str]:
