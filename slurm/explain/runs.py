@@ -1,15 +1,13 @@
-"""Explains the failed stages of a run from what its directory holds: logs and events. The CLI calls it.
+"""Explains the failed stages of a run from its logs and events and, where it was submitted, from Slurm's records.
 
-Whoever watches a run on Slurm adds sacct's records as `Facts`.
+The CLI calls it.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reasonforge.errors import RequestError, nearest
 from recipes.run_directory import RunDirectory
-from recipes.status import run_status
 from slurm.explain.engine import Diagnosis, Facts, Log, explain
 from slurm.explain.rules import Table
 
@@ -24,23 +22,25 @@ class StageDiagnosis:
     diagnosis: Diagnosis
 
 
-def explain_run(
-    table: Table, run: RunDirectory, stage: str | None = None, facts: Mapping[str, Sequence[Facts]] | None = None
-) -> list[StageDiagnosis]:
+def explain_run(table: Table, run: RunDirectory, stage: str | None = None) -> list[StageDiagnosis]:
     """Why each stage that failed or was interrupted did so, in the recipe's order; with `stage`, that one alone.
-
-    Args:
-        facts: for a stage's name what is known of its jobs besides the run directory, as sacct's records.
 
     Raises RequestError where the run has no such stage or the stage has left neither log nor event.
     """
-    states = {entry["stage"]: entry["state"] for entry in run_status(run)}
+    from slurm.facts import JobFacts, failures
+    from slurm.plan import is_submitted
+    from slurm.watch import look
+
+    states = {entry["stage"]: entry["state"] for entry in look(run).entries}
+    jobs = failures(run) if is_submitted(run) else {}
     if stage is not None and stage not in states:
         raise RequestError(str(run.root), f"no stage {stage!r}", nearest(stage, states))
     chosen = [stage] if stage else [name for name, state in states.items() if state in ("failed", "interrupted")]
     found = []
     for name in chosen:
-        logs, known = _logs(run, name), [*_events(run, name), *(facts or {}).get(name, ())]
+        of_jobs = jobs.get(name, JobFacts())
+        logs = [*_logs(run, name), *(log_of_file(path, run.root) for path in of_jobs.logs)]
+        known = [*_events(run, name), *of_jobs.facts]
         if stage is not None and not logs and not known:
             raise RequestError(str(run.root), f"stage {name} has left no log and no event", "has it started?")
         found.append(StageDiagnosis(name, states[name], explain(table, logs, known)))

@@ -67,6 +67,9 @@ def test_too_little_memory_stops_the_run_and_says_so(place: ClusterDesk) -> None
     assert entries["again"]["error"] == "needs base, which failed"
     assert entries["curate"]["state"] == "done"
     assert place.attempts("oom", "base") == [("host_oom", False)]
+    told = json.loads(place.good("explain", "oom", "--json"))
+    assert [(item["stage"], item["state"], item["cause"]) for item in told] == [("base", "failed", "host_oom")]
+    assert any("memory" in line for line in told[0]["lines"])
 
 
 def test_values_and_secrets_reach_the_stage_and_nothing_else(place: ClusterDesk) -> None:
