@@ -250,7 +250,7 @@ def test_logs(desk: Desk) -> None:
     assert desk.good("logs", "cheap") == desk.good("logs", "cheap", "curate")
     pipeline = f"{desk.command} logs cheap generate | head -n 1"
     piped = subprocess.run(["/bin/sh", "-c", pipeline], cwd=desk.root, capture_output=True, text=True, check=True)
-    assert piped.stdout.startswith("generating: ")
+    assert piped.stdout == "reasonforge: stage generate, attempt 1\n"
     assert piped.stderr == ""
 
 
