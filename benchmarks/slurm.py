@@ -68,20 +68,22 @@ def main() -> None:
             sys.exit(f"1,000 parts and the job that ends them were submitted, but {seen['generate']} are seen")
         for _ in range(options.looks):
             show("a look at it", lambda: look(array))
-            show(
-                "squeue and sacct alone", lambda: (quiet(squeue(jobs)), quiet(["sacct", "-D", "-X", "-n", "-j", jobs]))
-            )
+            show("squeue and sacct alone", lambda: quiet(*by_hand(jobs)))
         cancel(array, None)
 
 
-def squeue(jobs: str) -> list[str]:
-    """The same question by hand."""
-    return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}"]
+def by_hand(jobs: str) -> list[list[str]]:
+    """The same questions, asked in a shell."""
+    return [
+        ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}"],
+        ["sacct", "--duplicates", "--allocations", "--noheader", f"--jobs={jobs}"],
+    ]
 
 
-def quiet(command: list[str]) -> None:
-    """Run a command for its cost alone."""
-    subprocess.run(command, check=True, capture_output=True)
+def quiet(*commands: list[str]) -> None:
+    """Run commands for their cost alone."""
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True)
 
 
 def show(what: str, work: Callable[[], object]) -> Cost:

@@ -69,7 +69,7 @@ def job_state(job: str) -> tuple[str, float | None]:
     done = finish(command, PATIENCE_S)
     if done.returncode:
         raise _silent(command, done)
-    state, _, left = done.stdout.strip().partition("|")
+    state, _, left = done.stdout.strip().partition("|")  # by the limit: a preemption moves the job's end
     return state, seconds_of(left)
 
 

@@ -10,7 +10,7 @@ from desk import Desk
 
 from slurm.site import load_site
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = pytest.mark.xdist_group("slurm-user")
 
 RECIPE = Path(__file__).parents[2] / "recipes/distill-grpo-qwen2-tiny.yaml"
 SHORT = {
@@ -98,8 +98,8 @@ def test_values_and_secrets_reach_the_stage_and_nothing_else(place: ClusterDesk)
         (("name: tests", "name: tests\nqos: gold"), "qos gold: not one of yours (root); choose one of: debug, normal"),
         (("  low:", "  lost:"), "stage problems: sbatch --test-only: "),
         (("cpus_per_node: 64", "cpus_per_node: 1"), "resources.cpus_per_task: is 2, but partition batch has 1"),
-        (("save_s: 20", "save_s: 20\nsecrets: {A: {variable: NOT_SET}}"), "secrets.A: the variable NOT_SET is not set"),
-        (("save_s: 20", "save_s: 20\nimage: /images/x.sqsh\nruntime: {type: pyxis}"), "no such file; build it, or"),
+        (("save_s: 40", "save_s: 40\nsecrets: {A: {variable: NOT_SET}}"), "secrets.A: the variable NOT_SET is not set"),
+        (("save_s: 40", "save_s: 40\nimage: /images/x.sqsh\nruntime: {type: pyxis}"), "no such file; build it, or"),
     ],
     ids=["account", "qos", "partition", "cpus", "secret", "image"],
 )  # fmt: skip
