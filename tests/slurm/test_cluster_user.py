@@ -10,7 +10,7 @@ from desk import Desk
 
 from slurm.site import load_site
 
-pytestmark = pytest.mark.xdist_group("slurm-user")
+pytestmark = pytest.mark.xdist_group("slurm")
 
 RECIPE = Path(__file__).parents[2] / "recipes/distill-grpo-qwen2-tiny.yaml"
 SHORT = {

@@ -9,7 +9,7 @@ import pytest
 from cluster_desk import CHAIN, ClusterDesk, go_on, start_long, was_sent, weights
 from desk import Desk
 
-pytestmark = pytest.mark.xdist_group("slurm-faults")
+pytestmark = pytest.mark.xdist_group("slurm")
 
 
 @pytest.fixture(scope="module")
