@@ -1,6 +1,6 @@
 """Whether a job goes on after an interruption or a failure: by its cause, and by how often that has happened already.
 
-Pure decisions over what the run's events say; `stage_job` acts on them.
+It reads the run's events and the attempt's log, and decides; `stage_job` acts.
 """
 
 import signal
@@ -73,7 +73,8 @@ class History:
         history = cls()
         for event in run.read_events():
             history.node_failures.update(event.get("bad_nodes", []))
-            if (event.get("job"), event.get("part")) == (job, part):
+            anew = event["event"] == "job_submitted"  # of an array as a whole
+            if event.get("job") == job and (anew or event.get("part") == part):
                 history._add(event)
         return history
 

@@ -41,6 +41,7 @@ def submit(run: RunDirectory, recipe: Recipe, site: Site, python: str) -> dict[s
         write_json(run.plan, make_plan(recipe))
         write_json(run.root / FOLDER / "site.json", site.model_dump(mode="json"))
         write_json(run.root / FOLDER / "plan.json", plan.model_dump(mode="json"))
+        write_json(run.root / FOLDER / "jobs.json", {})  # those of an earlier submission are not this plan's
         write_scripts(plan, run.root / FOLDER / "scripts")
         return _submit_all(run, plan)
 

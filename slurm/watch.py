@@ -6,7 +6,7 @@ A look costs one squeue and one sacct, whatever the run's size. `status` shows i
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from reasonforge.errors import StageError
 from recipes.recipe import load_resolved
@@ -15,8 +15,6 @@ from recipes.status import run_status
 from slurm import commands
 from slurm.plan import FOLDER, ClusterPlan, is_submitted, load_cluster_plan
 from slurm.submit import ENDED, submitted_ids
-
-State = Literal["done", "running", "waiting", "held up", "failed", "cancelled", "pending", "outdated", "damaged"]
 
 BAD = ("failed", "cancelled", "damaged")
 
@@ -35,7 +33,8 @@ class Look:
     """One look at a run."""
 
     entries: list[dict[str, Any]]
-    """A dictionary a stage: stage, type, state, jobs, and what is known beside: nodes, reason, error, progress."""
+    """A dictionary a stage: stage, type, state, jobs, and what is known beside: nodes, reason, error, progress. To the
+    states of `recipes.status` come "waiting", "held up" (requeued) and "cancelled"."""
     silent: str | None
     """What Slurm's commands said where they failed; the states are then from the run directory alone."""
 
