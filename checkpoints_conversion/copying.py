@@ -77,12 +77,13 @@ def carry_out(
     left = [write for write in writes if name_of(write) not in done]
     progress.resume(sum(write.bytes for write in writes) - sum(write.bytes for write in left))
     lock, stop = threading.Lock(), threading.Event()
+    turns = {write.file: threading.Lock() for write in left}
 
     def work(batch: Sequence[Write], flusher: Executor) -> None:
         if stop.is_set():
             return
         try:
-            with Files() as files, Target(directory / batch[0].file, flusher) as target:
+            with Files() as files, Target(directory / batch[0].file, flusher, turns[batch[0].file]) as target:
                 for write in batch:
                     put(write, files, target)
             with lock:
@@ -98,10 +99,13 @@ def carry_out(
 
 
 class Target:
-    """A file of the result, open for one batch; on leaving, what was written is on the disk."""
+    """A file of the result, open for one batch; on leaving, what was written is on the disk.
 
-    def __init__(self, path: Path, flusher: Executor):
-        self._path, self._flusher = path, flusher
+    Workers take turns at writing to one file: the kernel lets one at a time do it, and whoever waits in there spins.
+    """
+
+    def __init__(self, path: Path, flusher: Executor, turn: threading.Lock):
+        self._path, self._flusher, self._turn = path, flusher, turn
         self._unflushed = 0
         self._flush: Future[None] | None = None
 
@@ -121,11 +125,19 @@ class Target:
     def write(self, data: memoryview, offset: int) -> None:
         """Put bytes at a place."""
         done = 0
-        while done < len(data):
-            done += os.pwrite(self.descriptor, data[done:], offset + done)
-        self.wrote(len(data))
+        with self._turn:
+            while done < len(data):
+                done += os.pwrite(self.descriptor, data[done:], offset + done)
+        self._wrote(len(data))
 
-    def wrote(self, count: int) -> None:
+    def copy(self, source: int, count: int, begin: int, end: int) -> int:
+        """Let the kernel copy `count` bytes of a descriptor from `begin` to `end`; how many it did, 0 past its end."""
+        with self._turn:
+            copied = os.copy_file_range(source, self.descriptor, count, begin, end)
+        self._wrote(copied)
+        return copied
+
+    def _wrote(self, count: int) -> None:
         """Count bytes, and let the disk begin with them when there are many."""
         self._unflushed += count
         if self._unflushed >= FLUSH_BYTES and (self._flush is None or self._flush.done()):
@@ -195,13 +207,12 @@ def _copy_pages(fragment: Fragment, files: Files, target: Target, place: int) ->
     while done < fragment.bytes:
         begin, end = fragment.source_offset + done, place + fragment.offset + done
         try:
-            count = os.copy_file_range(source, target.descriptor, min(fragment.bytes - done, FLUSH_BYTES), begin, end)
+            count = target.copy(source, min(fragment.bytes - done, FLUSH_BYTES), begin, end)
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
             return False
         if count == 0:
             raise RequestError(str(fragment.file), f"ends at byte {begin}, before its tensors do", "get it again")
-        target.wrote(count)
         done += count
     return True

@@ -195,9 +195,10 @@ def _show_jobs(recipe: Any, site_name: str, as_json: bool) -> None:
 def status(run_name: str, runs_dir: Path, as_json: bool, follow: bool, wait: bool, every: float) -> None:
     """Show the state of each stage of a run, on this machine or in a cluster's queue."""
     from reasonforge.display import refreshing
+    from recipes.run_directory import find_run
     from slurm.watch import look
 
-    directory = _run_directory(run_name, runs_dir)
+    directory = find_run(run_name, runs_dir)
     seen = look(directory)
     if follow and not as_json:
         with refreshing() as show:
@@ -251,7 +252,9 @@ def _remark(entry: dict[str, Any]) -> str:
 @click.option("-f", "--follow", is_flag=True, help="Go on printing as the log grows.")
 def logs(run_name: str, stage: str | None, runs_dir: Path, follow: bool) -> None:
     """Print the log of a stage; without STAGE, of the one that started last."""
-    directory = _run_directory(run_name, runs_dir)
+    from recipes.run_directory import find_run
+
+    directory = find_run(run_name, runs_dir)
     if stage is None:
         started = [event["stage"] for event in directory.read_events() if event["event"] == "stage_started"]
         if not started:
@@ -276,8 +279,9 @@ def logs(run_name: str, stage: str | None, runs_dir: Path, follow: bool) -> None
 def verify(run_name: str, runs_dir: Path, as_json: bool) -> None:
     """Read every file of a run's artifacts against its receipt; exit 2 at the first that differs."""
     from reasonforge import artifacts
+    from recipes.run_directory import find_run
 
-    directory = _run_directory(run_name, runs_dir)
+    directory = find_run(run_name, runs_dir)
     found = [artifacts.verify(path) for path in directory.published()]
     entries = [
         {"stage": artifact.receipt.stage, "digest": artifact.digest, "files": len(artifact.receipt.files)}
@@ -314,21 +318,6 @@ def doctor(recipe_file: Path | None, overrides: Sequence[str], as_json: bool) ->
 
 for command in (convert, submit, resume, cancel, site, explain, account):
     main.add_command(command)
-
-
-def _run_directory(name: str, runs_dir: Path) -> Any:
-    """A run by its name below --runs-dir, or by its path."""
-    from recipes.run_directory import RunDirectory
-
-    for root in (runs_dir / name, Path(name)):
-        if RunDirectory(root).recipe.exists():
-            return RunDirectory(root)
-    there = sorted(path.parent.name for path in runs_dir.glob("*/recipe.json"))
-    raise RequestError(
-        str(runs_dir / name),
-        "no such run",
-        f"there are: {', '.join(there)}" if there else "start one with: reasonforge run RECIPE",
-    )
 
 
 def _print(as_json: bool, data: Any, show: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonforge.artifacts import RECEIPT
+from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl
 
 
@@ -102,6 +103,19 @@ class RunDirectory:
         """All events so far, oldest first; nothing where the run has not started."""
         if self.events.exists():
             yield from read_jsonl(self.events)
+
+
+def find_run(name: str, runs_dir: Path) -> RunDirectory:
+    """A run by its name below a directory of runs, or by its path. Raises RequestError where there is none."""
+    for root in (runs_dir / name, Path(name)):
+        if RunDirectory(root).recipe.exists():
+            return RunDirectory(root)
+    there = sorted(path.parent.name for path in runs_dir.glob("*/recipe.json"))
+    raise RequestError(
+        str(runs_dir / name),
+        "no such run",
+        f"there are: {', '.join(there)}" if there else "start one with: reasonforge run RECIPE",
+    )
 
 
 def _with_part(stage: str, part: int | None) -> str:

@@ -69,10 +69,10 @@ def submit(
 @_json_option
 def resume(run_name: str, runs_dir: Path, as_json: bool) -> None:
     """Submit again what a submitted run lacks, to the same site."""
-    from recipes.run_directory import RunDirectory
+    from recipes.run_directory import find_run
     from slurm.submit import resume as resume_run
 
-    run = RunDirectory(runs_dir / run_name)
+    run = find_run(run_name, runs_dir)
     _say(run.name, resume_run(run, sys.executable), as_json)
 
 
@@ -91,10 +91,10 @@ def _say(run: str, ids: dict[str, str], as_json: bool) -> None:
 @_runs_option
 def cancel(run_name: str, stage: str | None, runs_dir: Path) -> None:
     """End a submitted run, or one stage of it, in the queue or at work. What is done stays; `resume` goes on."""
-    from recipes.run_directory import RunDirectory
+    from recipes.run_directory import find_run
     from slurm.submit import cancel as cancel_run
 
-    ids = cancel_run(RunDirectory(runs_dir / run_name), stage)
+    ids = cancel_run(find_run(run_name, runs_dir), stage)
     click.echo(f"cancelled: {', '.join(ids)}" if ids else "nothing of it is in the queue")
 
 
@@ -104,10 +104,10 @@ def cancel(run_name: str, stage: str | None, runs_dir: Path) -> None:
 @_json_option
 def account(run_name: str, runs_dir: Path, as_json: bool) -> None:
     """Show what a submitted run asked for and what it held, by stage: GPU-hours, CPU-hours, attempts."""
-    from recipes.run_directory import RunDirectory
+    from recipes.run_directory import find_run
     from slurm.account import account as account_run
 
-    rows = [row.model_dump() for row in account_run(RunDirectory(runs_dir / run_name))]
+    rows = [row.model_dump() for row in account_run(find_run(run_name, runs_dir))]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -41,13 +41,10 @@ def explain(
         diagnosis = diagnose(table, [_log(name) for name in logs])
         click.echo(json.dumps(as_data(diagnosis), indent=2, ensure_ascii=False) if as_json else as_text(diagnosis))
         return
-    from recipes.run_directory import RunDirectory
+    from recipes.run_directory import find_run
     from slurm.explain.runs import explain_run
 
-    root = next((path for path in (runs_dir / str(run_name), Path(str(run_name))) if path.is_dir()), None)
-    if root is None:
-        raise RequestError(str(runs_dir / str(run_name)), "no such run", "see: reasonforge status RUN")
-    found = explain_run(table, RunDirectory(root), stage)
+    found = explain_run(table, find_run(str(run_name), runs_dir), stage)
     if as_json:
         data = [{"stage": item.stage, "state": item.state, **as_data(item.diagnosis)} for item in found]
         click.echo(json.dumps(data, indent=2, ensure_ascii=False))

@@ -122,5 +122,6 @@ def test_every_directory_is_an_option(directory: str, tmp_path: Path) -> None:
     make_model(tmp_path / "hf", "qwen2")
     run("import", tmp_path / "hf", tmp_path / "megatron", "--directory", directory)
     run("export", tmp_path / "megatron", tmp_path / "out")
-    run("verify", tmp_path / "megatron", tmp_path / "out")
-    run("verify", tmp_path / "megatron")
+    assert run("verify", tmp_path / "megatron", tmp_path / "out").stdout.startswith("equal: ")
+    assert run("verify", tmp_path / "megatron").stdout.startswith("sound: ")
+    assert f'"format": "{directory}"' in run("inspect", tmp_path / "megatron", "--json").stdout

@@ -17,7 +17,7 @@ partitions:
   low: {nodes: 4, gpus_per_node: 8, gpu_type: h100, cpus_per_node: 64, memory_gb: 500}
 cpu_partition: batch
 gpu_partition: batch
-save_s: 40
+save_s: 90
 """
 
 CHAIN = """\

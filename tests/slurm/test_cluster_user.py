@@ -98,8 +98,8 @@ def test_values_and_secrets_reach_the_stage_and_nothing_else(place: ClusterDesk)
         (("name: tests", "name: tests\nqos: gold"), "qos gold: not one of yours (root); choose one of: debug, normal"),
         (("  low:", "  lost:"), "stage problems: sbatch --test-only: "),
         (("cpus_per_node: 64", "cpus_per_node: 1"), "resources.cpus_per_task: is 2, but partition batch has 1"),
-        (("save_s: 40", "save_s: 40\nsecrets: {A: {variable: NOT_SET}}"), "secrets.A: the variable NOT_SET is not set"),
-        (("save_s: 40", "save_s: 40\nimage: /images/x.sqsh\nruntime: {type: pyxis}"), "no such file; build it, or"),
+        (("save_s: 90", "save_s: 90\nsecrets: {A: {variable: NOT_SET}}"), "secrets.A: the variable NOT_SET is not set"),
+        (("save_s: 90", "save_s: 90\nimage: /images/x.sqsh\nruntime: {type: pyxis}"), "no such file; build it, or"),
     ],
     ids=["account", "qos", "partition", "cpus", "secret", "image"],
 )  # fmt: skip
@@ -108,12 +108,12 @@ def test_what_is_wrong_is_said_before_anything_is_queued(
 ) -> None:
     text = SITE.replace(*change)
     place.write("site.yaml", text.replace("cpu_partition: batch", "cpu_partition: lost") if "lost" in text else text)
-    done = place("submit", "chain.yaml", "--site", "site.yaml", "--runs-dir", "/tmp/runs-of-a-test")
+    done = place("submit", "chain.yaml", "--site", "site.yaml", "--runs-dir", "refused")
     assert done.returncode == 2, done.stdout + done.stderr
     assert told in done.stderr
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
     assert place.cluster.run(["squeue", "--noheader"]).stdout == ""
-    assert not Path("/tmp/runs-of-a-test/chain/slurm").exists()
+    assert not (place.root / "refused/chain/slurm").exists()
 
 
 def test_a_probed_site_is_one_that_runs(place: ClusterDesk) -> None:
