@@ -15,6 +15,13 @@ from reasonforge.processes import finish
 PATIENCE_S = 30.0
 """Seconds for a command: a controller that restarts, or has much to do, answers late."""
 
+_NOBODY = re.compile("Unable to contact|Socket timed out|Connection (?:refused|timed out|reset)|no answer in")
+"""What Slurm's commands, and `finish`, say where the controller or the accounting is away."""
+
+
+class UnansweredError(StageError):
+    """The controller or the accounting is away; it may be back in a minute."""
+
 
 @dataclass(frozen=True)
 class Queued:
@@ -60,17 +67,25 @@ def squeue(ids: Sequence[str]) -> list[Queued]:
     return found
 
 
-def job_state(job: str) -> tuple[str, float | None]:
-    """A job's state, and the seconds that it has left; None where it has no limit.
+@dataclass(frozen=True)
+class JobState:
+    """A running or ending job."""
 
-    Raises StageError where the controller does not answer.
-    """
-    command = ["squeue", "--noheader", "--states=all", "--jobs", job, "--format=%T|%L"]
+    state: str
+    reason: str
+    """TimeLimit where that is what ends it; None, Priority, Dependency, ..."""
+    seconds_left: float | None
+    """To its limit; None where it has none."""
+
+
+def job_state(job: str) -> JobState:
+    """What has become of a job. Raises StageError where the controller does not answer."""
+    command = ["squeue", "--noheader", "--states=all", "--jobs", job, "--format=%T|%r|%L"]
     done = finish(command, PATIENCE_S)
     if done.returncode:
         raise _silent(command, done)
-    state, _, left = done.stdout.strip().partition("|")  # by the limit: a preemption moves the job's end
-    return state, seconds_of(left)
+    state, reason, left = done.stdout.strip().split("|")  # by the limit: a preemption moves the job's end
+    return JobState(state, reason, seconds_of(left))
 
 
 def seconds_of(left: str) -> float | None:
@@ -187,4 +202,4 @@ def expand_nodes(nodes: str) -> list[str]:
 
 def _silent(command: Sequence[str], done: "subprocess.CompletedProcess[str]") -> StageError:
     said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-    return StageError(f"{command[0]}: {said[:300]}")
+    return (UnansweredError if _NOBODY.search(said) else StageError)(f"{command[0]}: {said[:300]}")

@@ -1,15 +1,18 @@
 """What a batch script runs: starts the stage's step over all nodes, and decides what follows when the step ends.
 
-submitit unpickles a `StageJob` on the first node and calls it. All else it reads from the run directory. It takes no
-signals: at a time limit and at a preemption Slurm signals the step alone, which saves itself and exits with 85.
+submitit unpickles a `StageJob` on the first node and calls it. All else it reads from the run directory. Before a time
+limit and at a preemption Slurm signals the step alone, which saves itself and exits with 85. Where it has not done so
+when the limit comes, Slurm sends SIGTERM to the batch script too, and SIGKILL half a minute later (KillWait): time
+enough to requeue, and the next attempt goes on from what the stage saved last.
 """
 
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from reasonforge.errors import StageError
 from reasonforge.processes import start_logged
@@ -28,6 +31,10 @@ INTERRUPTED = {EXIT_INTERRUPTED, *(128 + number for number in SIGNALS), *(-numbe
 """How a step ends that was told to stop: saved, or, so early that it knew no better, killed by the signal."""
 ENDED_WITHIN_S = 900.0
 """How long it waits for Slurm to end it, after a requeue or where the job is ending already."""
+SILENT_WITHIN_S = 3600.0
+"""How long it waits for a controller or an accounting that does not answer: an upgrade may take a while."""
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -63,10 +70,10 @@ class Attempt:
             self._requeue(Reason("node_fail", f"it was given {', '.join(sorted(bad))} again"), history, [])
         self._record("attempt_started", nodes=nodes, restart=self._restarts)
         if load_resolved(self.run_directory.recipe).stages[self.job.stage].kind == "report":
-            write_usage(self.run_directory.accounting, account(self.run_directory))
+            write_usage(self.run_directory.accounting, patiently(lambda: account(self.run_directory)))
         log = self.run_directory.log(self.job.stage, self.part)
         offset = log.stat().st_size if log.exists() else 0
-        code = self._step(log)
+        code = self._step(log, history)
         if code == 0 and self._is_done():
             self._record("attempt_ended", reason="done")
             return
@@ -82,11 +89,38 @@ class Attempt:
         self._record("attempt_ended", reason=decision.reason.cause, exit_code=code, error=refusal)
         raise StageError(f"stage {self.job.stage}: {refusal} (log: {log})")
 
-    def _step(self, log: Path) -> int:
+    def _step(self, log: Path, history: History) -> int:
         """Run the stage over all nodes; its exit code, negative where a signal ended srun."""
         command = [*self.job.step, *([] if self.part is None else ["--part", str(self.part)])]
         added = {**self.job.environment, **read_secrets(self.job.secrets)}
-        return start_logged(command, log, {**self.environment, **added}).wait()
+        requeued = False
+
+        def told_to_end(*_: object) -> None:
+            nonlocal requeued
+            requeued = requeued or self._requeued_at_the_limit(history)
+
+        step = start_logged(command, log, {**self.environment, **added})
+        before = signal.signal(signal.SIGTERM, told_to_end)
+        code = step.wait()
+        signal.signal(signal.SIGTERM, before)
+        if requeued:
+            self._wait_for_the_end()
+        return code
+
+    def _requeued_at_the_limit(self, history: History) -> bool:
+        """Requeue where it is the time limit that ends this job, and not a user or a preemption."""
+        decision = Decision(Reason("time_limit", "the limit came before the stage had saved itself"), True)
+        try:
+            if (
+                commands.job_state(self._id).reason != "TimeLimit"
+                or may_go_on(decision, history, self.job.retries) is not None
+            ):
+                return False
+            commands.requeue(self._id)
+        except StageError:  # the controller is away; so is the time to wait for it
+            return False
+        self._record("attempt_ended", reason="time_limit", detail=decision.reason.detail, requeued=True)
+        return True
 
     def _own_account(self) -> str | None:
         """What the stage said of its error in this attempt; None where it was killed before it could."""
@@ -110,28 +144,33 @@ class Attempt:
 
     def _time_left(self) -> float | None:
         """Seconds to the time limit. Where the job is ending already (cancelled, its node lost), waits for that."""
-        state, seconds_left = commands.job_state(self._id)
-        if state != "RUNNING":
+        found = patiently(lambda: commands.job_state(self._id))
+        if found.state != "RUNNING":
             self._wait_for_the_end()
-        return seconds_left
+        return found.seconds_left
 
     def _look_back(self, history: History) -> None:
         """What became of the attempt before this one, where Slurm ended it without a word to us."""
         if not self._restarts or not history.last_is_open:
             return
-        past = [entry.state for entry in commands.sacct([self._id]) if entry.state in ("NODE_FAIL", "PREEMPTED")]
+        attempts = patiently(lambda: commands.sacct([self._id]))
+        past = [entry.state for entry in attempts if entry.state in ("NODE_FAIL", "PREEMPTED")]
         cause = {"NODE_FAIL": "node_fail", "PREEMPTED": "preempted"}.get(past[-1] if past else "", "killed")
         nodes = history.open_nodes if cause == "node_fail" else []
         if len(nodes) > 1:  # which of them it was, only their states tell
             states = commands.node_states(nodes)
             nodes = [node for node in nodes if states.get(node, "").startswith("down")]
+        decision = Decision(Reason(cause, "Slurm requeued it"), True)
+        refusal = may_go_on(decision, history, self.job.retries)
         history.close(cause, nodes)
-        self._record("attempt_ended", reason=cause, requeued=True, bad_nodes=nodes)
+        self._record("attempt_ended", reason=cause, requeued=refusal is None, bad_nodes=nodes, error=refusal)
+        if refusal is not None:
+            raise StageError(f"stage {self.job.stage}: {refusal}")
 
     def _requeue(self, reason: Reason, history: History, blamed: list[str]) -> None:
         """Back into the queue under the same id, away from bad nodes; does not return, for Slurm ends this job."""
         self._record("attempt_ended", reason=reason.cause, detail=reason.detail, requeued=True, bad_nodes=blamed)
-        commands.requeue(self._id)
+        patiently(lambda: commands.requeue(self._id))
         excluded = history.bad_nodes(blamed)
         if excluded:
             commands.exclude_nodes(self._id, sorted(excluded))
@@ -156,3 +195,15 @@ class Attempt:
     @property
     def _restarts(self) -> int:
         return int(self.environment.get("SLURM_RESTART_COUNT", "0"))
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask Slurm until somebody answers. Raises StageError where it refuses, and after SILENT_WITHIN_S."""
+    deadline = time.monotonic() + SILENT_WITHIN_S
+    while True:
+        try:
+            return ask()
+        except commands.UnansweredError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(5)

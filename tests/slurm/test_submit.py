@@ -57,6 +57,29 @@ def test_time_limit_saves_requeues_and_ends_the_work(place: ClusterDesk, long_mo
     assert weights(place) == long_model
 
 
+def test_a_time_limit_that_comes_before_the_stage_has_saved(place: ClusterDesk, long_model: str) -> None:
+    job, _ = start_long(place)
+    place.cluster.expire(job, 1)
+    place.wait("long")
+    assert place.attempts("long", "base") == [("time_limit", True), ("done", False)]
+    assert weights(place) == long_model
+
+
+def test_a_controller_that_is_away_when_the_stage_has_saved(place: ClusterDesk, long_model: str) -> None:
+    _, process = start_long(place)
+    place.cluster.stop_controller()
+    os.kill(process, signal.SIGUSR2)
+    go_on(process)
+    place.cluster.wait_for(
+        lambda: "stage_interrupted" in [event["event"] for event in place.events("long")], "a saved stage", 120
+    )
+    time.sleep(15)  # until the job has asked, and nobody answered
+    place.cluster.start_controller()
+    place.wait("long")
+    assert place.attempts("long", "base") == [("preempted", True), ("done", False)]
+    assert weights(place) == long_model
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["with the user signal", "without it"])
 def test_preemption(told: bool, place: ClusterDesk, long_model: str) -> None:
     if not told:

@@ -127,7 +127,7 @@ class Cluster:
             self._prepare()
             self._start_munge()
             self._start_database()
-            self._start_controller()
+            self.start_controller()
             for name in self.nodes:
                 self.start_node(name)
             self._account()
@@ -215,7 +215,8 @@ class Cluster:
         if new:
             self._call("sacctmgr", "--immediate", "add", "cluster", "cluster")
 
-    def _start_controller(self) -> None:
+    def start_controller(self) -> None:
+        """Start slurmctld, and wait until it listens."""
         self._start("slurmctld", ["slurmctld", "-D"])
         self.wait_for(lambda: connects((self.layout.address, self.layout.controller_port)), "slurmctld")
 
@@ -309,8 +310,12 @@ class Cluster:
 
     def restart_controller(self, *, graceful: bool = True) -> None:
         """End slurmctld, by SIGTERM or SIGKILL, and start it again; it takes the jobs up from its state."""
+        self.stop_controller(graceful=graceful)
+        self.start_controller()
+
+    def stop_controller(self, *, graceful: bool = True) -> None:
+        """End slurmctld; jobs run on, and `start_controller` brings it back."""
         self._stop("slurmctld", signal.SIGTERM if graceful else signal.SIGKILL)
-        self._start_controller()
 
     def reconfigure(self, *, preempt_send_user_signal: bool) -> None:
         """Choose what a preempted job gets first: the signal it asked for by --signal, or SIGTERM (Slurm's default)."""
