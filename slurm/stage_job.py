@@ -97,7 +97,10 @@ class Attempt:
 
         def told_to_end(*_: object) -> None:
             nonlocal requeued
-            requeued = requeued or self._requeued_at_the_limit(history)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it twice
+            requeued = self._requeued_at_the_limit(history)
+            if not requeued:
+                signal.signal(signal.SIGTERM, told_to_end)
 
         step = start_logged(command, log, {**self.environment, **added})
         before = signal.signal(signal.SIGTERM, told_to_end)

@@ -130,4 +130,4 @@ class Table(Strict):
     """What holds for each cause."""
 
     rules: list[Rule] = Field(default_factory=list)
-    """The rules; their order does not matter."""
+    """The rules; of several as strong that match one line, the first one counts."""

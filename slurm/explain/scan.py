@@ -36,11 +36,19 @@ _CHANGING = re.compile(  # begins with one class, which lets the engine skip wha
 _ATTEMPT = re.compile(r"reasonforge: stage (?P<stage>.{1,200}), attempt (?P<number>\d{1,9})$")
 """What a stage prints at the start of each attempt (recipes/run_stage.py)."""
 _FRAME = re.compile(r'[\s|+]{0,16}File "(?P<file>[^"]{1,300})", line (?P<line>\d{1,9})')
+_OTHER_FRAME = re.compile(
+    r"[│|]\s{1,4}(?P<file>[~/][^\s:]{1,300}\.py):(?P<line>\d{1,9}) in ?(?P<name>[^│|]{0,200})"  # rich
+    r"|(?:File )?(?P<file2>[~/][^\s:]{1,300}\.py)(?::(?P<line2>\d{1,9}),)? in "  # IPython
+    r"(?P<name2>[^(]{1,200}\(.{0,300}\)|<.{1,40}>)$"
+)
+"""A frame as rich and IPython print it; rules see it as Python's own."""
 _RAISED = re.compile(
     r"[\s|+]{0,16}(?P<path>(?:[A-Za-z_]\w{0,60}\.){0,9})(?P<type>[A-Za-z_]\w{2,60})"
     r"(?P<of>\([A-Za-z_][\w.]{0,80}\))?(?P<rest>: .{0,4000}|:?\s{0,4}$)"
 )
 _TYPE = re.compile(r"(?:Error|Exception|Interrupt|Exit|Died|Timeout|OOM)$|^[A-Z]\w{0,60}(?:Error|Exception)\w{0,20}$")
+_IN_CODE = (" ", "\t", "|", "│", "╭", "-")
+"""What a line below a frame begins with: code, carets, a box, IPython's arrow."""
 _IGNORED = re.compile(r"Exception ignored in|--- Logging error ---")
 
 
@@ -77,6 +85,7 @@ class Scanner:
 
     def __init__(self, rules: Iterable[Rule]):
         self._rules = list(rules)
+        self._places = {rule.name: place for place, rule in enumerate(self._rules)}
         self._of_exceptions = [rule for rule in self._rules if rule.within == "exception"]
         in_lines = [rule for rule in self._rules if rule.within == "line"]
         self._always = [rule for rule in in_lines if not rule.words]
@@ -106,14 +115,14 @@ class Scanner:
         return self._gate is None or self._gate.search(lines.lower()) is not None
 
     def in_line(self, line: str) -> Iterator[Rule]:
-        """The rules of lines that match a line."""
+        """The rules of lines that match a line, as they stand in the table."""
         tried: set[str] = set()
         candidates = list(self._always)
         if self._words_of is not None:
             for start in {found.group(1) for found in self._words_of.finditer(line.lower())}:
                 candidates += [rule for rule in self._by_word[start] if rule.name not in tried]
                 tried.update(rule.name for rule in self._by_word[start])
-        for rule in candidates:
+        for rule in sorted(candidates, key=lambda rule: self._places[rule.name]):
             if any(pattern.search(line) for pattern in rule.compiled):
                 yield rule
 
@@ -200,12 +209,12 @@ class _LogScan:
         if attempt := _ATTEMPT.search(line):
             self._start_attempt((attempt["stage"], attempt["number"]))
             return True
-        if frame := _FRAME.match(parts.body):
-            stream.place, stream.in_code, self._last_frame = f"{frame['file']}:{frame['line']}", True, number
-            stream.frames.append(parts.body[:400])
+        if frame := _frame(parts.body):
+            stream.place, stream.in_code, self._last_frame = frame[0], True, number
+            stream.frames.append(frame[1][:400])
             return True
-        if stream.in_code and parts.body[:1] in (" ", "\t", "|", ""):
-            stream.frames.append(parts.body[:400])
+        if stream.in_code and (not parts.body or parts.body.startswith(_IN_CODE)):
+            stream.frames.append(parts.body.strip("│")[:400])
             return True
         stream.in_code = False
         code: str | None = None
@@ -286,6 +295,17 @@ def _without_nothing(rules: Iterable[Rule]) -> list[Rule]:
     """The rules; none at all where one of them says that it is nothing."""
     found = list(rules)
     return [] if any(rule.cause == "nothing" for rule in found) else found
+
+
+def _frame(body: str) -> tuple[str, str] | None:
+    """`file.py:line` of a line that names a frame of a traceback, and the line as Python writes it."""
+    if found := _FRAME.match(body):
+        return f"{found['file']}:{found['line']}", body
+    if not (found := _OTHER_FRAME.match(body)):
+        return None
+    file, line = found["file"] or found["file2"], found["line"] or found["line2"] or "0"
+    name = (found["name"] or found["name2"] or "").split("(")[0].strip()
+    return f"{file}:{line}", f'  File "{file}", line {line}, in {name}'
 
 
 def _raised(body: str, after_frames: bool) -> str | None:
