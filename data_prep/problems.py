@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from data_prep import running_sum
 from data_prep.generation.sampling import TRACE_COLUMNS
-from data_prep.rows import read_rows, row_place
+from data_prep.rows import files_of, needs_of, read_rows, row_place
 from data_prep.running_sum import RunningSum
 from reasonforge.config import Strict
 from reasonforge.errors import RequestError, nearest
@@ -109,7 +109,8 @@ class FileSource(Strict):
 
     type: Literal["file"] = "file"
     path: str
-    """A .jsonl or .parquet file; a relative path starts at the current directory."""
+    """A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet) or one split of a dataset that `Dataset.save_to_disk` wrote; a
+    relative path starts at the current directory."""
     prompt_column: str = "prompt"
     """The column with the problem's text, a string."""
     answer_column: str = "answer"
@@ -128,13 +129,17 @@ class FileSource(Strict):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """pyarrow, where a file is parquet."""
-        return ("pyarrow",) if any(path.suffix == ".parquet" for path in self.external_files) else ()
+        """What reads the files: pyarrow, unless they are plain jsonl, or datasets."""
+        return tuple(dict.fromkeys(module for path in self._paths for module in needs_of(path)))
 
     @property
     def external_files(self) -> tuple[Path, ...]:
         """The user's files: their content decides the output as much as the configuration does."""
-        return tuple(Path(path) for path in (self.path, self.eval_path) if path is not None)
+        return tuple(file for path in self._paths for file in files_of(path))
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [Path(path) for path in (self.path, self.eval_path) if path is not None]
 
     def make(self, seed: int) -> ProblemSet:
         """Read, check, deduplicate and split. Raises RequestError with file and line for what cannot be used."""

@@ -1,33 +1,37 @@
-"""Rows of a user's file, .jsonl or .parquet, as plain JSON values; errors name the file and the line or row.
+"""Rows of a user's file or dataset directory as plain JSON values; errors name the file and the line or row.
 
-`data_prep.problems` reads problems with it.
+Files are .jsonl, also compressed (.jsonl.gz, .jsonl.zst), and .parquet; a directory is what `datasets` saved
+(`Dataset.save_to_disk`). `data_prep.problems` reads problems with it.
 """
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reasonforge.errors import RequestError
-from reasonforge.files import read_jsonl
+from reasonforge.files import parse_jsonl
 
-SUFFIXES = (".jsonl", ".parquet")
+Row = dict[str, Any]
+
+CODECS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
+"""What a jsonl file is compressed with, as pyarrow calls it, by the end of its name."""
+
+_SAVED = "state.json"
+"""What `Dataset.save_to_disk` leaves in a directory of one split."""
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .jsonl or .parquet file in order; NaN becomes null, dates and decimals become strings.
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file or a saved dataset in order; NaN becomes null, dates and decimals become strings.
 
-    Raises RequestError for a missing or damaged file, another suffix, or a value that JSON cannot hold.
+    Raises RequestError for a missing or damaged file, another kind of file, or a value that JSON cannot hold.
     """
-    if path.suffix not in SUFFIXES:
-        raise RequestError(str(path), f"found suffix {path.suffix!r}", "problems are read from .jsonl or .parquet")
-    if not path.is_file():
-        raise RequestError(str(path), "no such file", "a relative path starts at the current directory")
-    rows = read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
-    for index, row in enumerate(rows):
+    for index, row in enumerate(_read(path)):
         try:
             yield {name: _json_value(value) for name, value in row.items()}
         except ValueError as error:
@@ -35,15 +39,67 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def row_place(path: Path, index: int) -> str:
-    """Where row `index` (from 0) is, for an error: `file:line` of a jsonl, `file: row N` (from 1) of a parquet file."""
-    if path.suffix != ".jsonl":
+    """Where row `index` (from 0) is, for an error: `file:line` in a jsonl file, else `file: row N` (from 1)."""
+    end = _jsonl_end(path)
+    if end is None:
         return f"{path}: row {index + 1}"
-    with open(path, "rb") as handle:
+    with _opened(path, CODECS[end]) as handle:
         numbers = (number for number, line in enumerate(handle, start=1) if line.strip())
         return f"{path}:{next(islice(numbers, index, None))}"
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def needs_of(path: Path) -> tuple[str, ...]:
+    """The modules that reading this file needs."""
+    if path.is_dir():
+        return ("datasets",)
+    return () if path.suffix == ".jsonl" else ("pyarrow",)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that hold the rows: the file itself, or those of a saved dataset."""
+    return sorted(found for found in path.iterdir() if found.is_file()) if path.is_dir() else [path]
+
+
+def _read(path: Path) -> Iterator[Row]:
+    if path.is_dir():
+        return _read_saved(path)
+    if not path.is_file():
+        raise RequestError(str(path), "no such file", "a relative path starts at the current directory")
+    end = _jsonl_end(path)
+    if end is not None:
+        return _read_jsonl(path, CODECS[end])
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    kinds = f"{', '.join(CODECS)}, .parquet, or a directory that `datasets` saved"
+    raise RequestError(str(path), f"found suffix {path.suffix!r}", f"rows are read from {kinds}")
+
+
+def _jsonl_end(path: Path) -> str | None:
+    return next((end for end in CODECS if path.name.endswith(end)), None)
+
+
+def _read_jsonl(path: Path, codec: str | None) -> Iterator[Row]:
+    with _opened(path, codec) as handle:
+        try:
+            yield from parse_jsonl(handle, path)
+        except OSError as error:
+            raise RequestError(str(path), f"not a whole {codec} file: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def _opened(path: Path, codec: str | None) -> Iterator[BufferedReader]:
+    """A jsonl file's plain bytes, decompressed as they are read."""
+    if codec is None:
+        with open(path, "rb") as handle:
+            yield handle
+        return
+    import pyarrow as pa
+
+    with pa.CompressedInputStream(pa.OSFile(str(path), "rb"), codec) as stream:
+        yield BufferedReader(cast(Any, stream), 1 << 20)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -53,6 +109,22 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise RequestError(str(path), f"not a readable parquet file: {' '.join(str(error).split())}") from None
+
+
+def _read_saved(path: Path) -> Iterator[Row]:
+    """A split that `datasets` saved, memory-mapped, a batch at a time."""
+    from datasets import load_from_disk
+
+    splits = sorted(found.parent.name for found in path.glob(f"*/{_SAVED}"))
+    if not (path / _SAVED).is_file():
+        remedy = f"name one of: {', '.join(str(path / name) for name in splits)}" if splits else ""
+        raise RequestError(str(path), "no split of a dataset that `datasets` saved", remedy)
+    try:
+        dataset = load_from_disk(str(path)).with_format("arrow")
+        for batch in dataset.iter(4096):
+            yield from batch.to_pylist()
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(str(path), f"not a readable dataset: {' '.join(str(error).split())}") from None
 
 
 def _json_value(value: Any) -> Any:

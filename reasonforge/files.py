@@ -84,26 +84,33 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise RequestError(str(path), "no such file")
     with open(path, "rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise RequestError(f"{path}:{number}", f"not UTF-8 at byte {error.start} of the line") from None
-            except json.JSONDecodeError as error:
-                raise RequestError(
-                    f"{path}:{number}",
-                    f"not JSON at column {error.colno}: {error.msg}",
-                    "a jsonl file holds one JSON object on each line",
-                ) from None
-            if not isinstance(row, dict):
-                raise RequestError(
-                    f"{path}:{number}",
-                    f"found a JSON {type(row).__name__}",
-                    "a jsonl file holds one JSON object on each line",
-                )
-            yield row
+        yield from parse_jsonl(handle, path)
+
+
+def parse_jsonl(lines: Iterable[bytes], path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the row of each line that is not blank, as `read_jsonl` does; `path` is for the errors."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{path}:{number}", f"not UTF-8 at byte {error.start} of the line") from None
+        except json.JSONDecodeError as error:
+            raise RequestError(
+                f"{path}:{number}",
+                f"not JSON at column {error.colno}: {error.msg}",
+                "a jsonl file holds one JSON object on each line",
+            ) from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+            raise RequestError(f"{path}:{number}", f"not JSON that can be read ({type(error).__name__})") from None
+        if not isinstance(row, dict):
+            raise RequestError(
+                f"{path}:{number}",
+                f"found a JSON {type(row).__name__}",
+                "a jsonl file holds one JSON object on each line",
+            )
+        yield row
 
 
 def sha256_file(path: Path) -> str:

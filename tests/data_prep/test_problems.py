@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -107,6 +108,36 @@ def test_parquet_gives_the_same_as_jsonl(tmp_path: Path) -> None:
     from_parquet = FileSource(path=str(tmp_path / "problems.parquet"), eval_count=2)
     assert from_parquet.make(3) == FileSource(path=str(path), eval_count=2).make(3)
     assert from_parquet.needs == ("pyarrow",)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_compressed_gives_the_same_as_jsonl(codec: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{number} + 1 = ü?", "answer": number + 1} for number in range(5000)]
+    path = write(tmp_path / "problems.jsonl", rows)
+    packed = tmp_path / f"problems.jsonl.{'gz' if codec == 'gzip' else 'zst'}"
+    with pa.CompressedOutputStream(str(packed), codec) as stream:
+        stream.write(path.read_bytes())
+    source = FileSource(path=str(packed), eval_count=2)
+    assert source.make(3) == FileSource(path=str(path), eval_count=2).make(3)
+    assert source.needs == ("pyarrow",)
+    assert "no column 'question'" in error(FileSource(path=str(packed), prompt_column="question", eval_count=2))
+    packed.write_bytes(packed.read_bytes()[:-40])
+    assert f"{packed}: not a whole {codec} file" in error(source)
+    packed.write_bytes(b"not compressed at all")
+    assert f"{packed}: not a whole {codec} file" in error(source)
+
+
+def test_a_saved_dataset_gives_the_same_as_jsonl(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{number} + 1 = ?", "answer": number + 1} for number in range(50)]
+    path = write(tmp_path / "problems.jsonl", rows)
+    DatasetDict(train=Dataset.from_list(rows)).save_to_disk(tmp_path / "saved")
+    source = FileSource(path=str(tmp_path / "saved/train"), eval_count=2)
+    assert source.make(3) == FileSource(path=str(path), eval_count=2).make(3)
+    assert source.needs == ("datasets",)
+    assert {file.suffix for file in source.external_files} == {".arrow", ".json"}
+    assert f"name one of: {tmp_path}/saved/train" in error(FileSource(path=str(tmp_path / "saved"), eval_count=2))
+    (tmp_path / "saved/train/data-00000-of-00001.arrow").write_bytes(b"x")
+    assert "not a readable dataset" in error(source)
 
 
 def test_parquet_values_become_json(tmp_path: Path) -> None:
