@@ -163,7 +163,7 @@ def plan(recipe_file: Path, overrides: Sequence[str], as_json: bool, resolved: b
 def _show_jobs(recipe: Any, site_name: str, as_json: bool) -> None:
     """The plan on a cluster: a row a job."""
     from slurm.plan import make_cluster_plan
-    from slurm.preflight import raise_all, site_problems
+    from slurm.preflight import raise_all, site_problems, stage_needs
     from slurm.site import load_site
 
     site = load_site(site_name)
@@ -182,7 +182,25 @@ def _show_jobs(recipe: Any, site_name: str, as_json: bool) -> None:
     ]
     rows.append(("all", "", "", "", "", f"{sum(job.gpu_hours for job in planned.jobs):g}"))
     header = ("job", "after", "array", "nodes × GPUs", "hours at most", "GPU-hours at most")
-    _print(as_json, planned.model_dump(mode="json"), lambda: _show(_table(header, rows)))
+    needs = stage_needs(recipe, site)
+    memory = {
+        name: {"bytes": {row.component: row.bytes for row in need.gpu.rows}, "capacity": need.gpu.capacity}
+        for name, need in needs.items()
+        if need.gpu is not None
+    }
+
+    def show() -> None:
+        _show(_table(header, rows))
+        lines = [
+            (name if number == 0 else "", *line)
+            for name, need in needs.items()
+            if need.gpu is not None
+            for number, line in enumerate(need.gpu.text_rows())
+        ]
+        if lines:
+            _show(_table(("stage", "memory of a GPU", "GiB", "share"), lines))
+
+    _print(as_json, {**planned.model_dump(mode="json"), "memory": memory}, show)
 
 
 @main.command()

@@ -4,13 +4,17 @@
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.generation import HFEngine
+from reasonforge.display import data_size
 from reasonforge.errors import RequestError
 from reasonforge.processes import finish
+from recipes.preflight.stages import Need, needs
+from recipes.preflight.table import GIB
 from recipes.recipe import Recipe
 from slurm.plan import ClusterPlan, Job
 from slurm.site import Partition, Site, read_secrets
@@ -18,9 +22,10 @@ from slurm.site import Partition, Site, read_secrets
 PATIENCE_S = 30.0
 
 
-def check(plan: ClusterPlan, recipe: Recipe, site: Site) -> None:
-    """Everything. Raises one RequestError with a line for each problem."""
+def check(plan: ClusterPlan, recipe: Recipe, site: Site, root: Path) -> None:
+    """Everything; `root` is the run directory. Raises one RequestError with a line for each problem."""
     problems = [*site_problems(recipe, site, plan), *file_problems(recipe, site, plan)]
+    problems += disk_problems(recipe, site, plan, root)
     if not problems:
         problems = list(slurm_problems(plan, recipe, site))
     raise_all(problems)
@@ -40,6 +45,44 @@ def site_problems(recipe: Recipe, site: Site, plan: ClusterPlan) -> Iterator[Req
         stage = recipe.stages[name]
         partition_name = str(site.placement(name, stage).partition)
         yield from _beyond(f"stages.{name}.resources", partition_name, site.partitions[partition_name], stage.resources)
+    planned = {job.stage for job in plan.jobs}
+    for name, need in stage_needs(recipe, site).items():
+        if name in planned and need.gpu is not None and not need.gpu.fits:
+            largest = max(need.gpu.rows, key=lambda row: row.bytes)
+            yield RequestError(
+                f"stages.{name}",
+                f"takes about {need.gpu.total / GIB:.0f} GiB of a GPU that has {need.gpu.capacity / GIB:.0f} "
+                f"({largest.component}: {largest.bytes / GIB:.0f})",
+                need.remedy,
+            )
+
+
+def stage_needs(recipe: Recipe, site: Site) -> dict[str, Need]:
+    """What the stages take of memory and disk where the site puts them; see `recipes.preflight.stages`."""
+    memory: dict[str, float | None] = {}
+    for name, stage in recipe.stages.items():
+        if stage.resources.gpus_per_node:
+            memory[name] = site.partitions[str(site.placement(name, stage).partition)].gpu_memory_gb
+    return needs(recipe, memory)
+
+
+def disk_problems(recipe: Recipe, site: Site, plan: ClusterPlan, root: Path) -> Iterator[RequestError]:
+    """Conversions whose results the run directory's file system cannot hold."""
+    planned = {job.stage for job in plan.jobs}
+    sizes = {
+        name: need.conversion.result
+        for name, need in stage_needs(recipe, site).items()
+        if need.conversion is not None and name in planned
+    }
+    there = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if sum(sizes.values()) > free:
+        yield RequestError(
+            f"stages {', '.join(sizes)}",
+            f"their results need {data_size(sum(sizes.values()))}, but the file system of {there} has "
+            f"{data_size(free)} free",
+            "make room, or choose another --runs-dir",
+        )
 
 
 def _beyond(where: str, name: str, partition: Partition, wanted: object) -> Iterator[RequestError]:

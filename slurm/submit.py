@@ -35,7 +35,7 @@ def submit(run: RunDirectory, recipe: Recipe, site: Site, python: str) -> dict[s
             )
         left = left_to_do(run, recipe)
         plan = make_cluster_plan(recipe, site, run.root, python, left)
-        check(plan, recipe, site)
+        check(plan, recipe, site, run.root)
         _clear_orphans(run)
         save_resolved(recipe, run.recipe)
         write_json(run.plan, make_plan(recipe))

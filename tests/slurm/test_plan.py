@@ -1,5 +1,6 @@
 """The plan of a run on a cluster: golden scripts for each shipped recipe, site and runtime, and what is refused."""
 
+import json
 import os
 import shlex
 import shutil
@@ -8,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reasonforge.cli import main
 from reasonforge.config import validate
 from reasonforge.document import Document, read_document
 from reasonforge.errors import RequestError
 from recipes.recipe import Recipe, load_recipe
 from slurm.plan import ClusterPlan, make_cluster_plan
-from slurm.preflight import site_problems
+from slurm.preflight import disk_problems, site_problems
 from slurm.site import SHIPPED, Site, load_site
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -151,6 +154,71 @@ def test_what_the_site_does_not_have(tmp_path: Path) -> None:
         "stages.generate.resources.gpus_per_node: is 8, but partition gpu has 4; 4 or less",
         "stages.generate.resources.hours: is 13, but partition gpu has 12; 12 or less",
     ]
+
+
+LARGE = """\
+name: large
+seed: 1
+stages:
+  problems: {type: problems, source: {type: running_sum, train: 100, eval: 5}}
+  base: {type: base_model, source: {type: checkpoint, path: MODEL}}
+  import: {type: import_checkpoint, inputs: {model: base}}
+  evaluate:
+    type: evaluate
+    inputs: {model: base, problems: problems}
+    engine: {type: hf, batch_size: 8}
+    sampling: {max_tokens: 1024}
+    grader: {type: exact}
+    resources: {gpus_per_node: 1}
+"""
+
+
+def large(tmp_path: Path, layers: int) -> Recipe:
+    """A recipe over a model of Llama 3.1 8B's shape with so many layers; 32 are the model's own."""
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": 131_072,
+    }
+    (tmp_path / "model").mkdir(exist_ok=True)
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    (tmp_path / "large.yaml").write_text(LARGE.replace("MODEL", str(tmp_path / "model")))
+    return load_recipe(tmp_path / "large.yaml")
+
+
+def test_a_model_that_no_gpu_holds_is_refused_before_it_is_queued(tmp_path: Path) -> None:
+    found = load_site("dgx-h100-pyxis")
+    for layers, told in ((32, []), (320, ["stages.evaluate: takes about"])):
+        recipe = large(tmp_path, layers)
+        problems = site_problems(recipe, found, make_cluster_plan(recipe, found, Path("/runs/large"), PYTHON))
+        assert [str(problem)[: len(told[0])] for problem in problems] == told
+
+
+def test_a_result_that_no_disk_holds_is_refused_before_it_is_queued(tmp_path: Path) -> None:
+    found = load_site("dgx-h100-pyxis")
+    for layers, refused in ((1, False), (2**24, True)):
+        recipe = large(tmp_path, layers)
+        plan = make_cluster_plan(recipe, found, tmp_path / "runs/large", PYTHON)
+        problems = [str(problem) for problem in disk_problems(recipe, found, plan, tmp_path / "runs/large")]
+        assert bool(problems) == refused
+        assert all("stages import: their results need" in problem for problem in problems)
+
+
+def test_the_plan_shows_the_memory(tmp_path: Path) -> None:
+    large(tmp_path, 32)
+    command = ["plan", str(tmp_path / "large.yaml"), "--site", "dgx-h100-pyxis"]
+    shown = CliRunner().invoke(main, command)
+    assert shown.exit_code == 0, shown.output
+    assert "key-value cache" in shown.output
+    data = json.loads(CliRunner().invoke(main, [*command, "--json"]).output)["memory"]
+    assert list(data) == ["evaluate"]
+    assert data["evaluate"]["bytes"]["weights"] == 2 * 8_030_261_248  # the published number of parameters
 
 
 @pytest.mark.parametrize("root", ["/runs/50%", "/runs/a\nb", "/runs/a\\b"])
