@@ -1,0 +1,1 @@
+"""Files of tokens as training frameworks read them: a format a module."""
