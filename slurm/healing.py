@@ -25,6 +25,9 @@ NODE_CAUSES = ("node_fail", "gpu_hardware", "nccl_network", "nccl_timeout", "fil
 SURE = 0.9
 """The confidence of a diagnosis that rests on a line which says the cause in so many words."""
 
+GUESS = 0.4
+"""The confidence below which a diagnosis is a guess from single words: enough to tell a user, not to act upon."""
+
 UNKNOWN_CAUSES = ("unknown", "segfault")
 """Causes after which one more attempt may tell."""
 
@@ -113,14 +116,15 @@ def after_failure(code: int, said: str | None, log: Path, offset: int, nodes: Se
     if code == RequestError.exit_code:  # the stage itself says that it was asked for something wrong
         return Decision(Reason("config_error", said or f"exit code {code}"), False)
     diagnosis = explain(read_table(), [Log(log.name, lambda: _open_at(log, offset))])
-    reason = Reason(diagnosis.cause, said or (diagnosis.lines[0][:300] if diagnosis.lines else f"exit code {code}"))
-    if diagnosis.cause in NODE_CAUSES:
+    cause = diagnosis.cause if diagnosis.confidence >= GUESS else "unknown"
+    reason = Reason(cause, said or (diagnosis.lines[0][:300] if diagnosis.lines else f"exit code {code}"))
+    if cause in NODE_CAUSES:
         blamed = diagnosis.where.node if diagnosis.where else None
         named = [blamed] if blamed in nodes else list(nodes) if len(nodes) == 1 else []
         return Decision(reason, True, [node for node in named if node is not None])
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL) and diagnosis.confidence < SURE:
         return Decision(Reason("killed", "SIGKILL by an unknown hand"), True)
-    return Decision(reason, diagnosis.cause in UNKNOWN_CAUSES and said is None)
+    return Decision(reason, cause in UNKNOWN_CAUSES and said is None)
 
 
 def _open_at(log: Path, offset: int) -> BinaryIO:

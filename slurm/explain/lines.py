@@ -85,7 +85,7 @@ def split(line: str) -> Split:
     stream, start = "", 0
     for _ in range(8):
         if found := _STREAM.match(line, start):
-            stream += found.group()
+            stream += found.group().rstrip()  # some lines have a space behind the label, some not
         elif not (found := _DECORATION.match(line, start)):
             break
         start = found.end()

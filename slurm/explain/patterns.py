@@ -6,6 +6,7 @@
 import importlib
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 LONGEST_GAP = 400
@@ -114,6 +115,11 @@ def _worth(word: str) -> int:
 
 def any_word(found: Iterable[str]) -> "re.Pattern[bytes]":
     """One regular expression that finds any of the words in lower-case bytes; words share their beginnings."""
+    return _one_pattern(frozenset(found))
+
+
+@lru_cache(maxsize=16)
+def _one_pattern(found: frozenset[str]) -> "re.Pattern[bytes]":
     trie: dict[str, Any] = {}
     for word in found:
         node = trie

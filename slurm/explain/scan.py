@@ -110,6 +110,10 @@ class Scanner:
         """
         return _LogScan(self, name, rank, node).run(log)
 
+    def place(self, rule: Rule) -> int:
+        """Where a rule stands in the table."""
+        return self._places[rule.name]
+
     def may_hold(self, lines: bytes) -> bool:
         """Whether a rule or a traceback could be in some lines."""
         return self._gate is None or self._gate.search(lines.lower()) is not None
@@ -170,7 +174,7 @@ class _LogScan:
                     self._learn(shape)
             self._recent = self._lines[-_LOOK_BACK:]
         found = [item for rules in self._episodes.values() for items in rules.values() for item in items]
-        return sorted(found, key=lambda item: item.line)
+        return sorted(found, key=lambda item: (item.line, self._scanner.place(item.rule)))
 
     def _read_lines(self, first: int, shapes: list[bytes]) -> None:
         """Read the lines of a block but those that differ only in numbers from one that was read and said nothing."""

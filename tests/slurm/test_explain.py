@@ -13,7 +13,7 @@ import pytest
 from reasonforge.errors import RequestError
 from slurm.explain.engine import CAUSES, Diagnosis, Facts, explain, log_of_text
 from slurm.explain.lines import blocks, node_of, rank_of, split, time_of
-from slurm.explain.rules import Table
+from slurm.explain.rules import Rule, Table
 from slurm.explain.table import read_table
 
 WATCHDOG = (
@@ -102,6 +102,42 @@ def test_interleaved_tracebacks_of_ranks_are_kept_apart() -> None:
     assert (found.cause, found.where and found.where.rank) == ("data_error", 1)
     assert found.where
     assert found.where.code == "/w/datasets/indexed_dataset.py:7"
+
+
+def test_frames_of_rich_and_ipython_are_frames() -> None:
+    rich = (
+        "╭──── Traceback (most recent call last) ────╮\n"
+        "│ /w/datasets/indexed_dataset.py:18 in get  │\n"
+        "│ ❱ 18 │   ptr = self.sizes[index]          │\n"
+        "╰───────────────────────────────────────────╯\n"
+        "IndexError: index 9 is out of bounds\n"
+    )
+    ipython = (
+        "File /w/transformers/tokenization_utils_base.py:16, in Base.apply_chat_template(self, messages)\n"
+        "     15 try:\n"
+        "---> 16     return rendered + suffix\n"
+        "TypeError: can only concatenate str\n"
+    )
+    first, second = said(rich), said(ipython)
+    assert (first.cause, first.where and first.where.code) == ("data_error", "/w/datasets/indexed_dataset.py:18")
+    assert (second.cause, second.where and second.where.code) == (
+        "tokenizer_or_template",
+        "/w/transformers/tokenization_utils_base.py:16",
+    )
+
+
+def test_a_label_with_and_without_a_space_is_one_stream() -> None:
+    text = traceback("KeyError: (0, 0)", "/w/datasets/indexed_dataset.py")
+    lines = [f"[default0]:{' ' if line.startswith(' ') else ''}{line}" for line in text.splitlines()]
+    assert said("\n".join(lines)).cause == "data_error"
+
+
+def test_of_rules_as_strong_that_match_one_line_the_first_counts() -> None:
+    rule = {"strength": "proof", "match": ["alpha beta"]}
+    first = Rule.model_validate({"name": "z", "cause": "filesystem", "patterns": ["alpha"], **rule})
+    second = Rule.model_validate({"name": "a", "cause": "host_oom", "patterns": ["beta"], **rule})
+    for rules in ([first, second], [second, first]):
+        assert explain(Table(rules=rules), [log_of_text("alpha beta")]).cause == rules[0].cause
 
 
 def test_of_several_logs_the_earliest_failure_counts() -> None:
@@ -193,10 +229,14 @@ def test_no_line_takes_long(unit: str) -> None:
     line = (unit * 5000)[:4096]
     script = (
         "import resource, sys; from slurm.explain.engine import *; from slurm.explain.table import read_table;"
-        "resource.setrlimit(resource.RLIMIT_CPU, (20, 20));"
-        "explain(read_table(), [log_of_text('\\n'.join(sys.stdin.read() + str(n) for n in range(20)))])"
+        "resource.setrlimit(resource.RLIMIT_CPU, (20, 20)); line, last = sys.stdin.read().split('\\n');"
+        "text = '\\n'.join([*(line + str(n) for n in range(20)), last]);"
+        "found = explain(read_table(), [log_of_text(text)]); print(found.cause, found.where.line)"
     )
-    subprocess.run([sys.executable, "-c", script], input=line, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=f"{line}\n{OOM}", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["cuda_oom", "21"], "what stands below the long lines is still found"
 
 
 def test_a_large_log_takes_little_memory(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_a_node_is_bad_after_its_second_failure_whichever_job_met_it(tmp_path: P
         (1, None, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n", "cuda_oom", False, []),
         (137, None, "srun: error: n1: task 0: Killed\n", "killed", True, []),
         (1, None, "n1: NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus.\n", "gpu_hardware", True, ["n1"]),
+        (1, None, "RDMA device lost\n", "unknown", True, []),  # a guess, which blames no node
     ],
 )  # fmt: skip
 def test_what_a_failure_calls_for(
