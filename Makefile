@@ -72,7 +72,7 @@ $(NEMO_READY):
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet $(TORCH)
-	.venv-lock/bin/pip install --quiet "setuptools>=77" ".[local,dev]"
+	.venv-lock/bin/pip install --quiet "setuptools>=77" ".[local,fast,dev]"
 	.venv-lock/bin/pip freeze --all --exclude pip --exclude reasonforge --exclude torch > requirements.lock
 	rm -rf .venv-lock
 

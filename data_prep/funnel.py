@@ -40,16 +40,17 @@ class Funnel:
         return step, next(iter(reasons), ""), sum(reasons.values())
 
     def to_json(self, verdicts: Iterable[str]) -> dict[str, Any]:
-        """The funnel as `funnel.json` holds it; every one of `verdicts` is counted, also where it is 0."""
+        """The funnel as `funnel.json` holds it; each of `verdicts` is counted, also where it is 0, and all others."""
         steps = []
         rows = self._rows
         for step, dropped in self._dropped.items():
             left = rows - dropped.total()
             steps.append({"step": step, "in": rows, "out": left, "dropped": _ordered(dropped)})
             rows = left
+        others = self._verdicts.keys() - {""}  # rows that nobody has graded have none
         return {
             "steps": steps,
-            "verdicts": {verdict: self._verdicts[verdict] for verdict in verdicts},
+            "verdicts": {verdict: self._verdicts[verdict] for verdict in dict.fromkeys([*verdicts, *sorted(others)])},
             "examples": {step: ids for step, ids in self._examples.items() if ids},
         }
 

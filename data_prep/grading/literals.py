@@ -144,8 +144,8 @@ def equal(gold: LiteralNumber, answer: LiteralNumber) -> bool | None:
 
 
 def numerals(text: str) -> int:
-    """How many numbers a text has in it: `17+25` and `11_2` have two."""
-    return len(re.findall(r"\d[\d.,]*", text))
+    """How many numbers a text has in it: `17+25`, `42,42` and `11_2` have two, `1,234.5` is one."""
+    return len(re.findall(r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+", text))
 
 
 def _value(match: re.Match[str]) -> tuple[Fraction | None, Literal["integer", "decimal", "fraction"]]:
@@ -196,11 +196,12 @@ def _read_unit(rest: str) -> _Unit | None:
         return _Unit(scale=_SCALES[words[0].lower()])
     if any(word.lower() in _SCALES for word in words):
         return None
-    name = _known(words[0]) if len(words) == 1 else None
+    name = known_unit(words[0]) if len(words) == 1 else None
     if match["bare"] and name is None:
         return None
     return _Unit(f"{name}^{power[1]}" if name and power[1] else name)
 
 
-def _known(word: str) -> str | None:
+def known_unit(word: str) -> str | None:
+    """The unit that a word names, singular or plural; None for a word that is no unit of the table."""
     return _UNIT_OF.get(word) or _UNIT_OF.get(word.lower()) or _UNIT_OF.get(word.lower().removesuffix("s"))

@@ -15,7 +15,9 @@ from pydantic import Field
 
 from data_prep.grading.base import BaseGrader, Grade, Verdict
 from data_prep.grading.extract import last_boxed
-from data_prep.grading.literals import equal, literal, normalise, numerals
+from data_prep.grading.lists import plain_list, same_list
+from data_prep.grading.literals import equal, literal, normalise
+from data_prep.grading.strictness import Rule, leniency, looseness, number_rule, scaled
 
 MAX_ANSWER_CHARACTERS = 1000
 """A longer answer is not an answer: it counts as unparseable."""
@@ -25,18 +27,9 @@ class MathVerifyGrader(BaseGrader):
     r"""Compares the last `\boxed{}` of the final text with the right answer as mathematics.
 
     Two plain numbers are compared exactly (`data_prep.grading.literals`); all else by math-verify 0.9 (Hugging
-    Face), whose leniencies that a policy could learn to abuse are closed:
-
-    - Only a box outside the thinking counts: `\boxed{4}` inside `<think>` is no answer.
-    - Where the right answer is a number, the answer must be one number, worked out: `17+25`, `84/2`, `43=42`,
-      `11_2`, `3:4`, `12 34`, `\sqrt{1764}` and `5!` are wrong, `42`, `42.0`, `x = 42`, `42 cm`, `\{42\}` are right.
-    - Where the right answer is no equation, `lhs = answer` needs a variable or f(x) on its left, once:
-      `x = \sqrt{2}` is right, `43 = \sqrt{2}` and `x = 43 = \sqrt{2}` are wrong.
-    - Two known units that differ are wrong (`10 m` for `10 cm`); so is another base (`11_2` for `11_3`).
-    - Two different numbers that both round to 0 at six decimals are different.
-
-    As in math-verify: decimals count to six places (0.333 is not 1/3, 0.333333 is), 50\% is 0.5 and also 50,
-    intervals and inequalities may stand for each other, `90^\circ` is not \pi/2.
+    Face), whose leniencies that a policy could learn to abuse are closed: where the right answer is a number, the
+    answer must be one number, worked out (`42`, `42.0`, `x = 42`, `42 cm` and `\{42\}` are, `17+25` and `43=42` are
+    not). `data_prep.grading.strictness` has the table of all rules, with an example of each.
     """
 
     type: Literal["math_verify"] = "math_verify"
@@ -65,9 +58,11 @@ class MathVerifyGrader(BaseGrader):
             return "correct"
         right_number = literal(right)
         given_number = literal(given) if right_number else None
-        if right_number is None or given_number is None:
-            return None
-        same = equal(right_number, given_number)
+        if right_number and given_number:
+            same = equal(right_number, given_number)
+        else:
+            lists = (plain_list(right), plain_list(given)) if right_number is None else (None, None)
+            same = same_list(lists[0], lists[1]) if lists[0] and lists[1] else None
         return None if same is None else ("correct" if same else "wrong")
 
     def judge(self, gold: str, answer: str) -> Verdict:
@@ -79,7 +74,7 @@ class MathVerifyGrader(BaseGrader):
         given_tree = _parse(given)
         if given_tree is None:
             return "unparseable_answer"
-        if _is_loose(right, right_tree, given, given_tree):
+        if looseness(right, right_tree, given, given_tree):
             return "wrong"
         return "correct" if _verify(right_tree, given_tree) else "wrong"
 
@@ -96,6 +91,24 @@ class MathVerifyGrader(BaseGrader):
             verdict = "timeout" if late else verdict
         return Grade(verdict or "timeout", extracted)
 
+    def explain(self, response: str, answer: str, verdict: Verdict) -> Rule | None:
+        """The documented rule by which `verdict` on a response may differ from math-verify's; None where none does."""
+        extracted = self.extract(response)
+        if extracted is None:
+            return "final box"
+        right, given = _gold(answer), normalise(extracted)
+        numbers = literal(right), literal(given)
+        if verdict == "correct":
+            return leniency(answer, extracted, right == given)
+        if scaled(right) or scaled(given):
+            return "scale word"
+        if numbers[0] and numbers[1]:
+            return number_rule(numbers[0], numbers[1])
+        with _alarm(self.timeout_s):
+            trees = _parse(right), _parse(given)
+            return looseness(right, trees[0], given, trees[1]) if None not in trees else None
+        return None
+
     def equivalent(self, a: str, b: str) -> bool:
         """Whether each of two answers, taken as right, accepts the other; False where that takes too long."""
         with _alarm(self.timeout_s):
@@ -105,44 +118,6 @@ class MathVerifyGrader(BaseGrader):
 
 def _gold(answer: str) -> str:
     return normalise(last_boxed(answer) or answer)
-
-
-def _is_loose(right: str, right_tree: Any, given: str, given_tree: Any) -> bool:
-    """Whether an answer is of a shape that math-verify would take, but that shows no result."""
-    from sympy import Eq, Symbol
-    from sympy.core.function import AppliedUndef
-    from sympy.core.relational import Relational
-    from sympy.logic.boolalg import And
-
-    if literal(right) is not None and (numerals(given) != 1 or not _is_number(given_tree)):
-        return True
-    if _base(given) is not None and _base(given) != _base(right):
-        return True
-    if isinstance(right_tree, Relational | And):
-        return False
-    if isinstance(given_tree, And):
-        return all(isinstance(part, Eq) for part in given_tree.args)
-    return isinstance(given_tree, Eq) and not isinstance(given_tree.lhs, Symbol | AppliedUndef)
-
-
-def _is_number(tree: Any) -> bool:
-    """Whether a parsed answer is a number itself: no operation is left to do, but for a percent sign."""
-    from sympy import Eq, Mul, Number, Set, Symbol, UnevaluatedExpr
-
-    if isinstance(tree, Eq):
-        return isinstance(tree.lhs, Symbol) and _is_number(tree.rhs)
-    if isinstance(tree, Set):
-        return len(tree.args) == 1 and _is_number(tree.args[0])
-    if isinstance(tree, Mul):
-        return all(isinstance(part, Number | UnevaluatedExpr) for part in tree.args)
-    return isinstance(tree, Number)
-
-
-def _base(text: str) -> str | None:
-    """The base that is written below a number, as in 1011_2."""
-    head, mark, base = text.rpartition("_")
-    base = base.strip("{} ")
-    return base if mark and base.isdigit() and head.rstrip(" })")[-1:].isdigit() else None
 
 
 @lru_cache(maxsize=4096)

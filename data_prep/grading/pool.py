@@ -14,19 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, cast
 
-from data_prep.grading.base import VERDICTS, BaseGrader, Verdict
-from reasonforge.errors import StageError
+from data_prep.grading.base import ALL_VERDICTS, BaseGrader, Verdict
+from reasonforge.errors import RequestError, StageError
 from reasonforge.processes import start_piped
 from reasonforge.progress import Progress
 
-BATCH = 16
-"""Pairs sent to a worker at once: about 60 ms of work, so that the pipes cost little."""
 WINDOW = 512
 """Rows held back while an earlier one is still being graded."""
 REMEMBERED = 65_536
 """Verdicts kept for pairs that come again, as the samples of one problem do."""
-STALLED_FACTOR, STALLED_S = 20.0, 60.0
-"""A worker that says nothing for so many times its CPU limit, plus these seconds, is not running at all."""
+
+ERROR = "error "
+"""What a worker's line begins with that carries an error for the user."""
 
 Pair = tuple[str, str]
 
@@ -34,9 +33,10 @@ Pair = tuple[str, str]
 def grade_rows(
     rows: Iterable[dict[str, Any]], grader: BaseGrader, workers: int, progress: Progress | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Each row (with `response` and `answer`) plus its `verdict` and `extracted`, in order, as a stream.
+    """Each row (with `response` and what `grader.gold` reads) plus its `verdict` and `extracted`, as a stream in order.
 
-    Raises StageError where a worker cannot start or fails in a way that is not the answer's fault.
+    Raises RequestError where this machine or an endpoint cannot grade as asked, StageError where a worker cannot
+    start or fails in a way that is not the answer's fault.
     """
     with GradingPool(grader, workers) as pool:
         yield from pool.grade(rows, progress)
@@ -89,9 +89,9 @@ class GradingPool:
 
         def decided() -> Iterator[tuple[Pair, Verdict | None]]:
             for row in rows:
-                answer = self._grader.extract(row["response"])
+                answer, gold = self._grader.extract(row["response"]), self._grader.gold(row)
                 extracted.append((row, answer))
-                yield (row["answer"], answer or ""), self._grader.decide(row["answer"], answer)
+                yield (gold, answer or ""), self._grader.decide(gold, answer)
 
         for verdict in self.verdicts(decided()):
             row, answer = extracted.popleft()
@@ -133,13 +133,13 @@ class GradingPool:
 
     def _work(self) -> None:
         """Give idle workers their next batch, then wait until some worker has said something or died."""
-        while len(self._workers) < min(self._count, len(self._queue) // BATCH + 1):
+        while len(self._workers) < min(self._count, len(self._queue) // self._grader.batch + 1):
             worker = _Worker(self._grader, self._task)
             self._workers.append(worker)
             self._selector.register(worker.output, selectors.EVENT_READ, worker)
         for worker in self._workers:
             if worker.idle and self._queue:
-                worker.send([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
+                worker.send([self._queue.popleft() for _ in range(min(self._grader.batch, len(self._queue)))])
         for key, _ in self._selector.select(timeout=1.0):
             worker = cast(_Worker, key.data)
             if not worker.listen(self._learn):
@@ -167,7 +167,7 @@ class _Worker:
     """One `python -m data_prep.grading.worker`, and the pairs that it has not answered yet."""
 
     def __init__(self, grader: BaseGrader, task: str):
-        self._limit_s = grader.limit_s
+        self._silence_s = grader.silence_s
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = start_piped(
@@ -193,7 +193,7 @@ class _Worker:
     @property
     def stalled(self) -> bool:
         """Whether it has been silent for so long that its CPU limit must have failed."""
-        return not self.idle and time.monotonic() - self._heard > STALLED_FACTOR * self._limit_s + STALLED_S
+        return not self.idle and time.monotonic() - self._heard > self._silence_s
 
     def send(self, pairs: list[Pair]) -> None:
         """Give it work. It reads the whole line before it answers, so neither pipe can block the other."""
@@ -205,14 +205,17 @@ class _Worker:
             return  # It died; the end of its output says so next.
 
     def listen(self, learn: Callable[[Pair, Verdict], None]) -> bool:
-        """Take what it has said; False where it has ended."""
+        """Take what it has said; False where it has ended. Raises the error that it met, where a user can mend that."""
         data = os.read(self.output.fileno(), 65_536)
         self._heard = time.monotonic()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             word = line.decode()
-            if word in VERDICTS:
+            if word in ALL_VERDICTS:
                 learn(self._open.popleft(), word)
+            elif word.startswith(ERROR):
+                parts = json.loads(word.removeprefix(ERROR))
+                raise RequestError(*parts) if len(parts) > 1 else StageError(*parts)
             else:
                 self._ready = True
         return bool(data)

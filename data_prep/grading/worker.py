@@ -1,18 +1,22 @@
 """A grading worker: a process of its own that compares pairs of answers, started by `data_prep.grading.pool`.
 
-One line in is a JSON list of pairs; one line out is the verdict on a pair, in order. A pair that takes longer
-than the grader's limit in CPU time ends the process: the kernel kills it, whatever it is doing.
+One line in is a JSON list of pairs; one line out is the verdict on a pair, in order, or an error for the user (JSON:
+the parts of a RequestError, or one text). A pair that takes longer than the grader's limit in CPU time ends the
+process: the kernel kills it, whatever it is doing.
 """
 
 import json
 import resource
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 
 from pydantic import TypeAdapter
 
 from data_prep.grading import Grader
-from data_prep.grading.base import BaseGrader
+from data_prep.grading.base import BaseGrader, Verdict
+from data_prep.grading.pool import ERROR
+from reasonforge.errors import ReasonforgeError, RequestError
 
 MEMORY_BYTES = 4 * 2**30
 """Address space of a worker: a tower of powers may ask for more than any machine has."""
@@ -24,17 +28,29 @@ def main(configuration: str, task: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    grader.judge("1+1", "1+2")
-    _say("ready")
-    for line in sys.stdin:
-        for first, second in json.loads(line):
-            signal.setitimer(signal.ITIMER_PROF, grader.limit_s)
-            if task == "equivalent":
-                verdict = "correct" if grader.agree(first, second) else "wrong"
-            else:
-                verdict = grader.judge(first, second)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            _say(verdict)
+    try:
+        grader.warm_up()
+        _say("ready")
+        for line in sys.stdin:
+            _serve(grader, json.loads(line), task)
+    except RequestError as error:
+        _say(ERROR + json.dumps([error.where, error.problem, error.remedy]))
+    except ReasonforgeError as error:
+        _say(ERROR + json.dumps([str(error)]))
+
+
+def _serve(grader: BaseGrader, pairs: Sequence[tuple[str, str]], task: str) -> None:
+    verdicts = grader.judge_all(pairs) if task == "grade" else _equivalent(grader, pairs)
+    for _ in pairs:
+        signal.setitimer(signal.ITIMER_PROF, grader.limit_s)
+        verdict = next(verdicts)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _say(verdict)
+
+
+def _equivalent(grader: BaseGrader, pairs: Sequence[tuple[str, str]]) -> Iterator[Verdict]:
+    for first, second in pairs:
+        yield "correct" if grader.agree(first, second) else "wrong"
 
 
 def _say(word: str) -> None:
