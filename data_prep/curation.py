@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_prep.decontamination import Decontamination, EvaluationIndex
-from data_prep.deduplication import Deduplicator
+from data_prep.deduplication import Deduplicator, NearDeduplicator, NearDuplicates
 from data_prep.filters import Filter
 from data_prep.funnel import Funnel
 from data_prep.grading import VERDICTS, BaseGrader, grade_rows
@@ -20,10 +20,14 @@ from reasonforge.progress import Progress
 
 SHARD_ROWS = 500
 """Rows verified between two saves."""
+BATCH_ROWS = 250
+"""Rows that are selected at a time; what comes out does not depend on it."""
 
 Row = dict[str, Any]
-Step = tuple[str, Callable[[Row], tuple[str, Row] | None]]
-"""A step's name, and what it says of a row: None to keep it, or the reason and columns for dropped.jsonl."""
+Said = tuple[str, Row] | None
+"""What a step says of a row: None to keep it, or the reason and columns for dropped.jsonl."""
+Step = tuple[str, Callable[[list[Row]], list[Said]]]
+"""A step's name, and what it says of each of some rows."""
 
 
 def verify(traces: Path, grader: BaseGrader, *, scratch: Path, workers: int, progress: Progress) -> list[Path]:
@@ -53,29 +57,32 @@ def select(
     decontamination: Decontamination | None,
     evaluation: Iterable[Row],
     out: Path,
+    near_duplicates: NearDuplicates | None = None,
 ) -> dict[str, Any]:
-    """Pass graded rows through the filters, deduplication and decontamination, in this order.
+    """Pass graded rows through the filters, deduplication, decontamination and near-duplicates, in this order.
 
     Writes `dataset.jsonl`, `dropped.jsonl` (each row with `dropped_by` and `reason`; a duplicate also with
-    `duplicate_of`, a contaminated row with `contamination`, see `EvaluationIndex.hits`) and `funnel.json` into
+    `duplicate_of`, a near-duplicate with its `similarity` too, a contaminated row with `contamination`, see
+    `EvaluationIndex.hits`, where a hit in another column than the prompt has its `column`) and `funnel.json` into
     `out`, and returns counts. Rows stream through; hashes and ids of kept rows are held.
 
     Raises StageError, naming the step that dropped most, where no row is left.
     """
-    steps = list(_steps(filters, deduplicate, decontamination, evaluation))
+    near = NearDeduplicator(near_duplicates, out) if near_duplicates is not None else None
+    steps = list(_steps(filters, deduplicate, near, decontamination, evaluation))
     funnel = Funnel(["verify", *(name for name, _ in steps)])
 
     def kept(drops: TextIO) -> Iterator[Row]:
-        for row in graded:
-            funnel.enter(row["verdict"])
-            for name, judge in steps:
-                if found := judge(row):
-                    reason, columns = found
-                    funnel.drop(name, reason, row["id"])
-                    drops.write(jsonl_line({**row, "dropped_by": name, "reason": reason, **columns}))
-                    break
-            else:
-                yield row
+        rows = iter(graded)
+        while batch := list(islice(rows, BATCH_ROWS)):
+            for row, dropped in zip(batch, _judged(batch, steps), strict=True):
+                funnel.enter(row.get("verdict", ""))
+                if dropped is None:
+                    yield row
+                    continue
+                name, reason, columns = dropped
+                funnel.drop(name, reason, row["id"])
+                drops.write(jsonl_line({**row, "dropped_by": name, "reason": reason, **columns}))
 
     with open(out / "dropped.jsonl", "w", encoding="utf-8") as drops:
         write_jsonl(out / "dataset.jsonl", kept(drops))
@@ -101,9 +108,22 @@ def _checked(traces: Path) -> Iterator[Row]:
         yield row
 
 
+def _judged(batch: list[Row], steps: Sequence[Step]) -> list[tuple[str, str, Row] | None]:
+    """Of each row, the step that drops it with what it says; None where it is kept."""
+    dropped: list[tuple[str, str, Row] | None] = [None] * len(batch)
+    left = list(range(len(batch)))
+    for name, judge in steps:
+        for place, said in zip(left, judge([batch[place] for place in left]), strict=True):
+            if said is not None:
+                dropped[place] = (name, *said)
+        left = [place for place in left if dropped[place] is None]
+    return dropped
+
+
 def _steps(
     filters: Sequence[Filter],
     deduplicate: bool,
+    near: NearDeduplicator | None,
     decontamination: Decontamination | None,
     evaluation: Iterable[Row],
 ) -> Iterator[Step]:
@@ -118,29 +138,46 @@ def _steps(
     if deduplicate:
         yield "deduplicate", _duplicate_step(Deduplicator())
     if decontamination is not None:
-        yield "decontaminate", _contamination_step(EvaluationIndex(evaluation, decontamination))
+        yield "decontaminate", _contamination_step(EvaluationIndex(evaluation, decontamination), decontamination)
+    if near is not None:  # last, so that what a near-duplicate duplicates is in the dataset
+        yield "near_duplicates", _near_duplicate_step(near)
 
 
-def _filter_step(one: Filter) -> Callable[[Row], tuple[str, Row] | None]:
-    def judge(row: Row) -> tuple[str, Row] | None:
-        reason = one.reason(row)
-        return None if reason is None else (reason, {})
-
-    return judge
-
-
-def _duplicate_step(seen: Deduplicator) -> Callable[[Row], tuple[str, Row] | None]:
-    def judge(row: Row) -> tuple[str, Row] | None:
-        first = seen.first(row)
-        return None if first is None else ("duplicate", {"duplicate_of": first})
+def _filter_step(one: Filter) -> Callable[[list[Row]], list[Said]]:
+    def judge(rows: list[Row]) -> list[Said]:
+        reasons = [one.reason(row) for row in rows]
+        return [None if reason is None else (reason, {}) for reason in reasons]
 
     return judge
 
 
-def _contamination_step(index: EvaluationIndex) -> Callable[[Row], tuple[str, Row] | None]:
-    def judge(row: Row) -> tuple[str, Row] | None:
-        hits = index.hits(row["prompt"])
-        return ("shares words with an evaluation problem", {"contamination": hits}) if hits else None
+def _duplicate_step(seen: Deduplicator) -> Callable[[list[Row]], list[Said]]:
+    def judge(rows: list[Row]) -> list[Said]:
+        firsts = [seen.first(row) for row in rows]
+        return [None if first is None else ("duplicate", {"duplicate_of": first}) for first in firsts]
+
+    return judge
+
+
+def _near_duplicate_step(near: NearDeduplicator) -> Callable[[list[Row]], list[Said]]:
+    def judge(rows: list[Row]) -> list[Said]:
+        return [
+            None if one is None else ("near-duplicate", {"duplicate_of": one.of, "similarity": one.similarity})
+            for one in near.find(rows)
+        ]
+
+    return judge
+
+
+def _contamination_step(index: EvaluationIndex, config: Decontamination) -> Callable[[list[Row]], list[Said]]:
+    def judge(rows: list[Row]) -> list[Said]:
+        hits: list[list[Row]] = [[] for _ in rows]
+        for column in config.columns:
+            named = {} if column == "prompt" else {"column": column}
+            for row_hits, found in zip(hits, index.find([row[column] for row in rows]), strict=True):
+                row_hits.extend({**hit, **named} for hit in found)
+        return [("shares words with an evaluation problem", {"contamination": found}) if found else None
+                for found in hits]  # fmt: skip
 
     return judge
 

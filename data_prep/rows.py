@@ -5,7 +5,7 @@ Files are .jsonl, also compressed (.jsonl.gz, .jsonl.zst), and .parquet; a direc
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from reasonforge.errors import RequestError
+from reasonforge.errors import RequestError, nearest
 from reasonforge.files import parse_jsonl
 
 Row = dict[str, Any]
@@ -36,6 +36,16 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield {name: _json_value(value) for name, value in row.items()}
         except ValueError as error:
             raise RequestError(row_place(path, index), str(error)) from None
+
+
+def checked_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """As `read_rows`. Raises RequestError also for a row that lacks one of the columns, or has no text in it."""
+    for index, row in enumerate(read_rows(path)):
+        for column in columns:
+            if not isinstance(row.get(column), str):
+                problem = f"no column {column!r}" if column not in row else f"{column!r} is no text"
+                raise RequestError(row_place(path, index), problem, nearest(column, row))
+        yield row
 
 
 def row_place(path: Path, index: int) -> str:
@@ -104,7 +114,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # else about all of it stays in memory
             for batch in file.iter_batches(batch_size=4096):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:

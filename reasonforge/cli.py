@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from checkpoints_conversion.cli import convert
+from data_prep.cli import data
 from reasonforge import __version__
 from reasonforge.errors import ReasonforgeError, RequestError
 from slurm.cli import account, cancel, resume, site, submit
@@ -334,7 +335,7 @@ def doctor(recipe_file: Path | None, overrides: Sequence[str], as_json: bool) ->
         sys.exit(1)
 
 
-for command in (convert, submit, resume, cancel, site, explain, account):
+for command in (convert, data, submit, resume, cancel, site, explain, account):
     main.add_command(command)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from reasonforge.document import Document, KeyPath, read_document
+from reasonforge.document import Document, KeyPath, from_overrides, read_document
 from reasonforge.errors import RequestError, nearest
 
 
@@ -51,6 +51,11 @@ def _plain(value: Any) -> Any:
 def load(model: type[ModelT], path: Path, overrides: Sequence[str] = ()) -> ModelT:
     """Read a YAML file with its base and overrides into a model; RequestError has a line for each mistake."""
     return validate(model, read_document(path, overrides))
+
+
+def load_options(model: type[ModelT], path: Path | None, overrides: Sequence[str]) -> ModelT:
+    """As `load`, where the file may be left out and all may stand in the overrides."""
+    return load(model, path, overrides) if path is not None else validate(model, from_overrides(overrides))
 
 
 def validate(model: type[ModelT], document: Document) -> ModelT:

@@ -60,6 +60,14 @@ def read_document(
     return document
 
 
+def from_overrides(overrides: Sequence[str]) -> Document:
+    """A document of `a.b=c` overrides alone. Raises RequestError for a bad one."""
+    document = Document("--set", {}, {})
+    for override in overrides:
+        _apply_override(document, override)
+    return document
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's floats: 1e-4 is a number here, as everyone who writes it means."""
 

@@ -1,12 +1,14 @@
 """The filter `correct`: keeps what the grader found correct."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from data_prep.filters.base import Filter
 
 
 class CorrectFilter(Filter):
     """Drops every row with another verdict than "correct"; the verdict is the reason."""
+
+    columns: ClassVar[tuple[str, ...]] = ("verdict",)
 
     type: Literal["correct"] = "correct"
 

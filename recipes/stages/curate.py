@@ -7,6 +7,7 @@ from pydantic import Field
 
 from data_prep.curation import select, verify
 from data_prep.decontamination import Decontamination
+from data_prep.deduplication import NearDuplicates
 from data_prep.filters import CorrectFilter, Filters, RepetitionFilter, ThinkingFilter, TruncationFilter
 from data_prep.grading import Grader
 from reasonforge.artifacts import ArtifactKind
@@ -41,6 +42,8 @@ class CurateStage(Stage):
     """Applied in this order. The default drops what is not correct, truncated, not thought once, or stuck in a loop."""
     deduplicate: bool = True
     """Whether of rows with the same prompt and response only the first is kept."""
+    near_duplicates: NearDuplicates | None = None
+    """When two rows are near-duplicates, of which only the first is kept; null looks for none."""
     decontaminate: Decontamination | None = Decontamination()
     """How evaluation problems are found in prompts; null looks for none."""
     workers: Annotated[int, Operational()] = Field(default=2, ge=1)
@@ -65,4 +68,5 @@ class CurateStage(Stage):
             decontamination=self.decontaminate,
             evaluation=read_jsonl(context.path("problems") / "eval.jsonl"),
             out=context.out,
+            near_duplicates=self.near_duplicates,
         )

@@ -129,6 +129,36 @@ def test_the_funnel_adds_up(tmp_path: Path, drawn: list[tuple[str, str, bool]], 
     assert sum(funnel["verdicts"].values()) == len(rows)
 
 
+def test_near_duplicates_and_recited_problems_are_dropped_with_what_they_match(tmp_path: Path) -> None:
+    recited = "Find the number of ordered pairs (a, b) of positive integers with a + b = 1000"
+    many = " ".join(f"step {number}" for number in range(300))
+    rows = [
+        trace(0, f"<think>{many}</think>\\boxed{{4}}"),
+        trace(0, f"<think>{many} so</think>\\boxed{{4}}", id="p0/1"),
+        trace(2, f"<think>{recited} hm {many}</think>\\boxed{{4}}"),
+        trace(3, f"<think>{many} again. {recited}? {many}</think>\\boxed{{4}}", prompt=recited),
+    ]
+    evaluation = [{"id": "eval-0", "prompt": recited, "answer": "4"}]
+    columns = {"columns": ["prompt", "response"]}
+    curate(tmp_path, rows, evaluation, near_duplicates={"threshold": 0.9}, decontaminate=columns, filters=[])
+    assert [row["id"] for row in read_jsonl(tmp_path / "out" / "dataset.jsonl")] == ["p0/0"]
+    near, second, third = sorted(read_jsonl(tmp_path / "out" / "dropped.jsonl"), key=lambda row: str(row["id"]))
+    assert (near["dropped_by"], near["reason"], near["duplicate_of"]) == ("near_duplicates", "near-duplicate", "p0/0")
+    assert 0.9 <= near["similarity"] < 1
+    (hit,) = second["contamination"]  # its first word is one with the tag before it
+    assert (hit["words"], hit["column"]) == ([1, 17], "response")
+    assert [hit.get("column") for hit in third["contamination"]] == [None, "response"]
+
+
+def test_the_batch_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for batch in (1, 3, 250):
+        monkeypatch.setattr("data_prep.curation.BATCH_ROWS", batch)
+        curate(tmp_path / str(batch), mixed(), near_duplicates={})
+    for name in FILES:
+        whole = (tmp_path / "250" / "out" / name).read_bytes()
+        assert all((tmp_path / batch / "out" / name).read_bytes() == whole for batch in ("1", "3"))
+
+
 def test_a_filter_that_comes_twice_has_a_name_of_its_own(tmp_path: Path) -> None:
     lengths = [{"type": "length", "max": 100}, {"type": "length", "min": 5}, {"type": "length", "min": 2}]
     curate(tmp_path, mixed(), filters=lengths, deduplicate=False, decontaminate=None)

@@ -28,3 +28,8 @@ def test_what_is_kept_is_what_a_dictionary_keeps(pairs: list[tuple[str, str]]) -
     for index, (prompt, response) in enumerate(pairs):
         known = first.setdefault((tuple(prompt.split()), tuple(response.split())), str(index))
         assert seen.first(row(str(index), prompt, response)) == (None if known == str(index) else known)
+
+
+def test_half_a_surrogate_pair_is_text_too() -> None:
+    seen = Deduplicator()
+    assert [seen.first(row(name, "\ud800", "")) for name in "ab"] == [None, "a"]
