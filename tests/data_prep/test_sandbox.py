@@ -200,6 +200,11 @@ def test_everything_ends_when_the_one_who_asked_is_killed() -> None:
         left.rmdir()
 
 
+def others_may_read(path: Path) -> bool:
+    return not path.is_relative_to("/tmp") and all(part.stat().st_mode & 0o5 == 0o5 for part in (path, *path.parents))
+
+
+@pytest.mark.skipif(not others_may_read(Path(sys.prefix)), reason="this environment lies where no other user reads it")
 def test_packages_are_shown_where_the_recipe_says_so() -> None:
     code = "import pydantic; print(1)"
     assert go(code).code == 1
