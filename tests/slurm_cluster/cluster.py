@@ -330,6 +330,11 @@ class Cluster:
         """
         self.run(["scontrol", "update", f"jobid={job}", f"endtime=now+{seconds}"])
 
+    def extend_when_requeued(self, job: int | str, minutes: int) -> None:
+        """Give a job that ran into its moved end a limit again that a slow machine does not meet a second time."""
+        self.wait_for(lambda: self.state(job) == "PENDING", f"job {job} requeued", 120)
+        self.run(["scontrol", "update", f"jobid={job}", f"timelimit={minutes}"])
+
     def tidy(self) -> None:
         """Cancel all jobs, start what was stopped, and take every node into service again."""
         if not self.layout.preempt_send_user_signal:
