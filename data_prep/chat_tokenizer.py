@@ -12,9 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from data_prep.chat_template import ChatTemplate
+from data_prep.encoder import TextEncoder
 from data_prep.grading.extract import THINK_CLOSE, THINK_OPEN
 from reasonforge.errors import RequestError
-from reasonforge.files import read_json, sha256_file, sha256_text
+from reasonforge.files import sha256_file, sha256_text
 
 Row = dict[str, Any]
 
@@ -45,27 +47,27 @@ class ChatTokenizer:
             if not (model / name).is_file():
                 raise RequestError(str(model / name), "missing, so there is no tokenizer", "save the tokenizer there")
         self._model, self._max_tokens = model, max_tokens
-        self._tokenizer = _load(model)
-        if not self._tokenizer.chat_template:
-            raise RequestError(
-                str(model / "chat_template.jinja"),
-                "missing, and tokenizer_config.json has no chat template either",
-                "put the model's chat template there",
-            )
-        added = self._tokenizer.added_tokens_decoder.values()
-        control = {token.content for token in added if token.special or re.fullmatch(r"[<\[].+[>\]]", token.content)}
+        self._encoder = _load(model)
+        self._template = ChatTemplate(model, self._encoder.config)
+        self._eos_token = self._encoder.name("eos_token")
+        self._eos = None if self._eos_token is None else self._encoder.named_token("eos_token")
+        added = {token["content"]: token["special"] for token in self._encoder.added_tokens}
+        named = {self._encoder.name(key) for key in self._encoder.config if key.endswith("_token")} - {None}
+        control = {text for text in added if added[text] or text in named or re.fullmatch(r"[<\[].+[>\]]", text)}
         self._control_in_prompt = _any_of(control)
         self._control_in_response = _any_of(control - {THINK_OPEN, THINK_CLOSE})
+        self._texts: dict[int, str] = {}
+        self._tried = False
         self._check_template()
 
     def identity(self) -> dict[str, Any]:
         """What tokens.json says of the tokenizer: hashes of its file and template, and the end-of-sequence token."""
-        template = self._tokenizer.chat_template
+        template = self._template.source
         return {
             "tokenizer_sha256": sha256_file(self._model / "tokenizer.json"),
             "chat_template_sha256": sha256_text(template if isinstance(template, str) else repr(template)),
-            "eos_token": self._tokenizer.eos_token,
-            "eos_token_id": self._tokenizer.eos_token_id,
+            "eos_token": self._eos_token,
+            "eos_token_id": self._eos,
         }
 
     def encode(self, rows: Sequence[Row]) -> list[Tokenized | str]:
@@ -76,12 +78,22 @@ class ChatTokenizer:
             if not _keeps(prompt, full, rows[index]["response"]):
                 results[index] = "response_changed_by_template"
         todo = [index for index in rendered if not results[index]]
-        encoder = self._tokenizer.backend_tokenizer
-        prompts = encoder.encode_batch_fast([rendered[index][0] for index in todo], add_special_tokens=False)
-        fulls = encoder.encode_batch([rendered[index][1] for index in todo], add_special_tokens=False)
-        for index, prompt_tokens, tokens in zip(todo, prompts, fulls, strict=True):
+        if not self._tried:
+            self._encoder.try_on([rendered[index][1] for index in todo])
+            self._tried = True
+        fulls = self._encoder.encode_settled([rendered[index][1] for index in todo])
+        prompts = self._encoder.encode([rendered[index][0] for index in todo])
+        unsure = []
+        for index, full_ids, prompt_ids in zip(todo, fulls, prompts, strict=True):
+            found = None if full_ids is None else self._cut_by_prefix(full_ids.tolist(), prompt_ids.tolist())
+            if found is None:
+                unsure.append((index, prompt_ids.tolist()))
+            else:
+                results[index] = found
+        encodings = self._encoder.encode_with_offsets([rendered[index][1] for index, _ in unsure])
+        for (index, prompt_ids), tokens in zip(unsure, encodings, strict=True):
             prompt, full = rendered[index]
-            results[index] = self._cut(tokens, prompt_tokens.ids, len(prompt), full)
+            results[index] = self._cut(tokens, prompt_ids, len(prompt), full)
         return results
 
     def _forbidden(self, row: Row) -> str | None:
@@ -93,11 +105,29 @@ class ChatTokenizer:
         """The generation prompt and the whole conversation, as text."""
         user = {"role": "user", "content": row["prompt"]}
         assistant = {"role": "assistant", "content": row["response"]}
-        render = self._tokenizer.apply_chat_template
         return (
-            render([user], tokenize=False, add_generation_prompt=True),
-            render([user, assistant], tokenize=False),
+            self._template.render([user], add_generation_prompt=True),
+            self._template.render([user, assistant]),
         )
+
+    def _cut_by_prefix(self, ids: list[int], prompt_ids: list[int]) -> Tokenized | str | None:
+        """What `_cut` finds for a settled text, without offsets; None where they are needed.
+
+        Where the tokens are the bytes of the text as it is, and the whole begins with the prompt's tokens, the
+        completion begins with the next one.
+        """
+        first = len(prompt_ids)
+        if not self._encoder.plain or ids[:first] != prompt_ids:
+            return None
+        end = len(ids)
+        while end > first and ids[end - 1] != self._eos:
+            text = self._text_of(ids[end - 1])
+            if not text.isascii():
+                return None
+            if text.strip():
+                break
+            end -= 1
+        return self._finish(ids, first, end)
 
     def _cut(self, tokens: Any, prompt_ids: list[int], boundary: int, full: str) -> Tokenized | str:
         """Find where the completion begins and ends among the tokens of the whole text."""
@@ -107,16 +137,25 @@ class ChatTokenizer:
             return "token_straddles_boundary"
         if ids[:first] != prompt_ids:
             return "prompt_tokenized_differently"
-        end, eos = len(ids), self._tokenizer.eos_token_id
-        while end > first and ids[end - 1] != eos and not full[offsets[end - 1][0] :].strip():
+        end = len(ids)
+        while end > first and ids[end - 1] != self._eos and not full[offsets[end - 1][0] :].strip():
             end -= 1
-        ends_with_eos = end > first and ids[end - 1] == eos
+        return self._finish(ids, first, end)
+
+    def _finish(self, ids: list[int], first: int, end: int) -> Tokenized | str:
+        """What stands after the end of sequence is left out."""
+        ends_with_eos = end > first and ids[end - 1] == self._eos
         ids = ids[:end] if ends_with_eos else ids
         if len(ids) == first:
             return "empty_completion"
         if len(ids) > self._max_tokens:
             return "over_max_tokens"
         return Tokenized(ids, first, ends_with_eos)
+
+    def _text_of(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self._encoder.text_of(token)
+        return self._texts[token]
 
     def _check_template(self) -> None:
         """Try the template on one conversation before it is trusted with all."""
@@ -150,7 +189,9 @@ def _keeps(prompt: str, full: str, response: str) -> bool:
     start = len(prompt)
     if prompt.rstrip().endswith(THINK_OPEN):
         start = prompt.rindex(THINK_OPEN)
-    return full.startswith(prompt) and "".join(response.split()) in "".join(full[start:].split())
+    if not full.startswith(prompt):
+        return False
+    return full.find(response, start) >= 0 or "".join(response.split()) in "".join(full[start:].split())
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str]:
@@ -158,12 +199,5 @@ def _any_of(texts: set[str]) -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=2)
-def _load(model: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    read_json(model / "tokenizer.json")
-    try:
-        return AutoTokenizer.from_pretrained(str(model), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise RequestError(str(model), f"its tokenizer cannot be loaded: {problem}") from None
+def _load(model: Path) -> TextEncoder:
+    return TextEncoder(model)

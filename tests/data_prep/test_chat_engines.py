@@ -1,0 +1,84 @@
+"""Chat traces to ids and mask: by fast encoders without offsets, and by `tokenizers` with them."""
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from bpe_fixture import save_bpe
+from tokenizer_fixture import CHATML
+
+from data_prep import chat_tokenizer
+from data_prep.chat_template import ChatTemplate
+from data_prep.chat_tokenizer import ChatTokenizer, Tokenized
+from data_prep.encoder import TextEncoder
+
+PIECES = ["\n", "\n\n", " ", "the answer", "don't", "\u0301", "é", "e\u0301", "42", "😀", "\\boxed{4}", "\t", "中",
+          "\u3000", "\u00a0", "<think>", "</think>", "\u1df2\U0001193e", "\x1c", "\u180e"]  # fmt: skip
+TEMPLATES = {
+    "chatml": CHATML,
+    "spaces at the end": CHATML.replace("{{ '\\n' }}", "{{ '\\n \\u3000 \\n' }}"),
+    "no end": "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("kind", ["qwen", "llama"])
+def test_the_way_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
+    model = save_bpe(tmp_path, kind)
+    (model / "chat_template.jinja").write_text(TEMPLATES[name])
+    random = Random(3)
+
+    def text() -> str:
+        return "".join(random.choices(PIECES, k=random.randrange(10)))
+
+    rows = [{"prompt": text().replace("<think>", "").replace("</think>", ""), "response": text()} for _ in range(600)]
+    fast = ChatTokenizer(model, 150)
+    found = fast.encode(rows)
+    monkeypatch.setattr(chat_tokenizer, "_load", lambda path: TextEncoder(path, engines=()))
+    monkeypatch.setattr(ChatTokenizer, "_cut_by_prefix", lambda *_: None)
+    assert found == ChatTokenizer(model, 150).encode(rows)
+    counts = Counter(one if isinstance(one, str) else "kept" for one in found)
+    assert counts["kept"] > 100
+    ends = {one.ends_with_eos for one in found if isinstance(one, Tokenized)}
+    assert (True in ends) == (name != "no end" and kind == "qwen")
+
+
+def test_a_template_is_rendered_as_transformers_does(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    template = (
+        "{{- bos_token }}\n"
+        "{%- set ns = namespace(count=0) %}\n"
+        "{% for m in messages %}\n"
+        "    {%- if m.role == 'user' %}{% set ns.count = ns.count + 1 %}{% endif %}\n"
+        "    {%- if loop.index > 5 %}{% break %}{% endif %}\n"
+        "{{ m | tojson }} {{ m.content | trim }}{{ ns.count }}{{ dict(a=1).a }}\n"
+        "    {% generation %}{{ '<>&' | tojson }}{% set inner = 1 %}{% endgeneration %}{{ inner is defined }}\n"
+        "{% endfor %}{% if tools or documents %}no{% endif %}{% if add_generation_prompt %}{{ eos_token }}{% endif %}"
+    )
+    model = save_bpe(tmp_path, bos_token="<|im_start|>")
+    (model / "chat_template.jinja").write_text(template)
+    theirs = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+    ours = ChatTemplate(model, TextEncoder(model).config)
+    chat = [{"role": "user", "content": " <é> "}, {"role": "assistant", "content": "b\n"}] * 4
+    for prompt in (False, True):
+        expected = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
+        assert ours.render(chat, add_generation_prompt=prompt) == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ ''.__class__ }}", "{{ messages.append(1) }}", "{% set ns = namespace() %}{% set ns.__init__ = 1 %}",
+     "{{ namespace(__class__=1) }}", "{{ dict.__class__ }}x"],
+)  # fmt: skip
+def test_a_template_cannot_leave_its_sandbox(tmp_path: Path, template: str) -> None:
+    from jinja2 import TemplateError
+
+    (tmp_path / "chat_template.jinja").write_text(template)
+    try:
+        rendered = ChatTemplate(tmp_path, {}).render([{"role": "user", "content": "a"}])
+    except TemplateError:
+        return
+    assert "class" not in rendered
