@@ -1,12 +1,12 @@
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_prep.grading import sandbox
@@ -186,18 +186,20 @@ print(libc.setuid(0), libc.chroot(b'/tmp'), libc.ptrace(16, 1, 0, 0), os.getuid(
     assert go(code).stdout == "-1 -1 -1\n-1 -1 -1 True\n"
 
 
-def test_everything_ends_when_the_one_who_asked_is_killed() -> None:
+def test_everything_ends_when_the_one_who_asked_is_killed(tmp_path: Path) -> None:
     script = "from data_prep.grading.sandbox import *\nrun(Sandbox(), 'm.py', {'m.py': 'import time; time.sleep(50)'})"
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
-    while not any(b"sandbox_child" in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+    process = psutil.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    while not any("sandbox_child" in " ".join(child.cmdline()) for child in process.children(recursive=True)):
+        assert process.poll() is None
         time.sleep(0.02)
     time.sleep(0.3)
+    below = process.children(recursive=True)
     process.kill()
     process.wait()
-    while any(b"sandbox_child" in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
-        time.sleep(0.02)
-    for left in Path("/tmp").glob("reasonforge-sandbox-*"):  # what a killed process could not remove
-        left.rmdir()
+    _, left = psutil.wait_procs(below, timeout=60)
+    assert not left
 
 
 def others_may_read(path: Path) -> bool:
