@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from data_prep.filters.base import Filter
+from reasonforge.errors import RequestError
 
 
 class LengthFilter(Filter):
@@ -13,8 +14,10 @@ class LengthFilter(Filter):
     type: Literal["length"] = "length"
 
     unit: Literal["words", "characters", "tokens"] = "words"
-    """What is counted of the response: words between spaces, characters, or the engine's `completion_tokens`.
-    A row whose token count is not known is kept."""
+    """What is counted of the response: words between spaces, characters, or tokens as `column` has them."""
+    column: str = Field(default="completion_tokens", min_length=1)
+    """The column with the number of tokens: the engine's own, by the teacher's tokenizer, or the `response_length` that
+    the annotation `tokens` adds. A row whose engine gave none is kept."""
     min: int | None = Field(default=None, ge=1)
     """The least that is kept; null sets no limit."""
     max: int | None = Field(default=None, ge=1)
@@ -22,6 +25,8 @@ class LengthFilter(Filter):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.unit != "tokens" and "column" in self.model_fields_set:
+            raise ValueError(f"column {self.column!r} is given, but unit is {self.unit!r}; set unit to tokens")
         if self.min is None and self.max is None:
             raise ValueError("a length filter needs `min` or `max`")
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -40,6 +45,15 @@ class LengthFilter(Filter):
         return None
 
     def _count(self, row: dict[str, Any]) -> int | None:
-        if self.unit == "tokens":
-            return row.get("completion_tokens")
-        return len(row["response"].split() if self.unit == "words" else row["response"])
+        if self.unit != "tokens":
+            return len(row["response"].split() if self.unit == "words" else row["response"])
+        count = row.get(self.column)
+        if isinstance(count, bool) or not isinstance(count, int | None):
+            raise RequestError(
+                f"row {row.get('id')}", f"found {str(count)[:40]!r} in {self.column!r}, which is no count"
+            )
+        if self.column not in row and self.column != "completion_tokens":
+            raise RequestError(
+                f"row {row.get('id')}", f"no column {self.column!r}", "the annotation `tokens` adds `response_length`"
+            )
+        return count
