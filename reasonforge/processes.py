@@ -9,10 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def output(command: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 10) -> str | None:
+def output(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 10,
+) -> str | None:
     """What a command prints, stripped; None where it cannot be started, fails or takes too long."""
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -42,6 +50,17 @@ def start_logged(command: Sequence[str], log: Path, environment: Mapping[str, st
             env=dict(environment),
             start_new_session=True,
         )
+
+
+def start_guarded(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], grace_s: float
+) -> subprocess.Popen[bytes]:
+    """Start a program that ends with us, even by SIGKILL, and all processes below it with it (`reasonforge.guard`).
+
+    What is returned is its guard: SIGTERM ends it all, SIGKILL coming after `grace_s`; its exit code is the program's.
+    """
+    guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py")), str(os.getpid()), str(grace_s)]
+    return start_logged([*guard, *command], log, environment)
 
 
 def start_piped(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

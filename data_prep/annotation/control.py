@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.grading.extract import THINK_CLOSE, THINK_OPEN
+from data_prep.thinking import THINK_CLOSE, THINK_OPEN
 from reasonforge.errors import RequestError
 from reasonforge.files import read_json
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from data_prep.filters.base import Filter
 from data_prep.filters.loops import find_loop
-from data_prep.grading.extract import THINK_CLOSE
+from data_prep.thinking import THINK_CLOSE
 
 TAIL_WORDS = 4000
 

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from data_prep.filters.base import Filter
-from data_prep.grading.extract import THINK_CLOSE, THINK_OPEN
+from data_prep.thinking import THINK_CLOSE, THINK_OPEN
 
 
 class ThinkingFilter(Filter):

@@ -43,6 +43,11 @@ class ProgrammaticTeacher(Strict):
         """No module beyond the standard library."""
         return ()
 
+    @property
+    def external_files(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
+
     def block(self, sampling: Sampling) -> int:
         """Problems that have to stay together when the work is divided: each stands alone."""
         return 1

@@ -6,8 +6,7 @@ The graders, the filters and the evaluation read responses through these functio
 import re
 from collections import deque
 
-THINK_OPEN = "<think>"
-THINK_CLOSE = "</think>"
+from data_prep.thinking import THINK_CLOSE, THINK_OPEN
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)

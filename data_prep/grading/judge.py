@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from data_prep.grading.base import ALL_VERDICTS, BaseGrader, Verdict
 from data_prep.grading.extract import final_text, last_boxed
 from reasonforge.config import Operational
-from reasonforge.errors import RequestError, StageError
+from reasonforge.errors import StageError
 
 DEFAULT_PROMPT = """\
 You compare the final answer of a student with the reference answer of a problem.
@@ -128,7 +128,9 @@ class JudgeGrader(BaseGrader):
 
     def judge(self, gold: str, answer: str) -> Verdict:
         """Ask. Raises RequestError where the endpoint refuses, StageError where it does not answer."""
-        from openai import APIStatusError, OpenAIError
+        from openai import OpenAIError
+
+        from data_prep.generation.chat import failure
 
         text = Template(self.prompt).substitute(_texts(gold), answer=answer.strip())
         client = _client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries)
@@ -143,11 +145,7 @@ class JudgeGrader(BaseGrader):
                     extra_body=self.extra_body or None,
                 )
             except OpenAIError as error:
-                said = " ".join(str(error).replace(client.api_key, "***").split())[:300]
-                if isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code not in _BUSY:
-                    raise RequestError(
-                        self.base_url, f"refused the request: {said}", "check the key and the model"
-                    ) from None
+                said = failure(error, where=self.base_url, api_key=client.api_key, timeout_s=self.timeout_s)
                 raise StageError(f"{self.base_url}: the judge does not answer: {said}") from None
             verdict = _verdict(reply)
             if verdict:
@@ -167,9 +165,6 @@ class JudgeGrader(BaseGrader):
     def warm_up(self) -> None:
         """Load the client, and see that the key is there."""
         _client(self.base_url, self.api_key_env, self.timeout_s, self.max_retries)
-
-
-_BUSY = (408, 409, 429)
 
 
 def _texts(gold: str) -> dict[str, str]:
@@ -199,7 +194,7 @@ def _client(base_url: str, api_key_env: str | None, timeout_s: float, max_retrie
     """One client for all threads: it may be shared."""
     from openai import OpenAI
 
-    from data_prep.generation.openai_api import OpenAIEngine
+    from data_prep.generation.chat import read_key
 
-    key = OpenAIEngine(base_url=base_url, model="judge", api_key_env=api_key_env)._api_key()
+    key = read_key(api_key_env, base_url)
     return OpenAI(api_key=key, base_url=base_url, timeout=timeout_s, max_retries=max_retries)

@@ -6,12 +6,14 @@ Its artifact holds `samples.jsonl` (graded rows) and `scores.json` (`recipes.eva
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from data_prep.generation import HFEngine
+from data_prep.generation import HFEngine, VLLMEngine
 from data_prep.generation.sampling import Sampling
+from data_prep.generation.vllm import check_gpus
 from data_prep.grading import Grader, equivalent_pairs, grade_rows
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Operational, Strict, key_config
@@ -41,8 +43,8 @@ class EvaluateStage(Stage):
     """The model and the problems."""
     sampling: Sampling
     """How samples are drawn. Models can be compared only if theirs is the same."""
-    engine: HFEngine
-    """What draws the samples."""
+    engine: Annotated[HFEngine | VLLMEngine, Field(discriminator="type")]
+    """What draws the samples from the model that comes in."""
     grader: Grader
     """What extracts and verifies the answers."""
     limit: int | None = Field(default=None, ge=1)
@@ -51,6 +53,16 @@ class EvaluateStage(Stage):
     """Bootstrap resamples of each interval."""
     workers: Annotated[int, Operational()] = Field(default=2, ge=1)
     """Processes that grade."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        check_gpus(self.engine, self.resources.gpus_per_node)
+        return self
+
+    @property
+    def external_files(self) -> tuple[Path, ...]:
+        """The files that the engine's options name."""
+        return self.engine.external_files
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from data_prep.generation import Engine, HFEngine
+from data_prep.generation import Engine, HFEngine, SeveralEngines, VLLMEngine
 from data_prep.generation.sampling import Sampling, publish_traces
+from data_prep.generation.vllm import check_gpus
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Strict
 from reasonforge.errors import RequestError
@@ -24,7 +25,7 @@ class GenerateInputs(Strict):
     problems: Annotated[str, InputOf("problems")]
     """The stage that made the problems."""
     teacher: Annotated[str, InputOf("hf_checkpoint")] | None = None
-    """The stage that made the teacher, for an engine of type hf; null where the engine names its own."""
+    """The stage that made the teacher, for an engine of type hf or vllm; null where the engine names its own."""
 
 
 class GenerateStage(Stage):
@@ -46,17 +47,19 @@ class GenerateStage(Stage):
     @model_validator(mode="after")
     def _check_teacher(self) -> Self:
         teacher = self.inputs.teacher
-        if not isinstance(self.engine, HFEngine):
+        if not isinstance(self.engine, HFEngine | VLLMEngine):
             if teacher is not None:
                 raise ValueError(
                     f"inputs.teacher is {teacher!r}, but an engine of type {self.engine.type} takes no model; "
-                    "remove inputs.teacher or set engine.type to hf"
+                    "remove inputs.teacher or set engine.type to hf or vllm"
                 )
         elif (teacher is None) == (self.engine.model_path is None):
             found = "neither is" if teacher is None else "both are"
             raise ValueError(
                 f"the model comes from inputs.teacher or from engine.model_path, but {found} given; give one"
             )
+        for engine in self.engine.engines if isinstance(self.engine, SeveralEngines) else [self.engine]:
+            check_gpus(engine, self.resources.gpus_per_node)
         return self
 
     @property
@@ -67,7 +70,7 @@ class GenerateStage(Stage):
     @property
     def external_files(self) -> tuple[Path, ...]:
         """The files of a teacher that the user names by its directory."""
-        return self.engine.external_files if isinstance(self.engine, HFEngine) else ()
+        return self.engine.external_files
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Let the engine sample; what it finished in earlier attempts, or in parts, is in the scratch directory."""

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,9 +15,9 @@ from typing import Any
 import pytest
 from faulty_proxy import FaultyProxy
 
-from data_prep.generation import OpenAIEngine, Sampling
+from data_prep.generation import ChatRequest, OpenAIEngine, Sampling
+from data_prep.generation.asking import GIVE_UP_AFTER, UnusableError, entry_of, whole_response
 from data_prep.generation.journal import Journal
-from data_prep.generation.openai_api import GIVE_UP_AFTER, _entry, _response, _UnusableError
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import read_jsonl
 from reasonforge.progress import Progress
@@ -110,7 +111,7 @@ def test_a_stalled_request_times_out_and_is_tried_again(
 JOB = """
 import json, sys
 from pathlib import Path
-from data_prep.generation import OpenAIEngine, Sampling
+from data_prep.generation import ChatRequest, OpenAIEngine, Sampling
 from reasonforge.progress import Progress
 
 root, engine, problems = Path(sys.argv[1]), OpenAIEngine(**json.loads(sys.argv[2])), json.loads(sys.argv[3])
@@ -173,6 +174,46 @@ def test_a_changed_request_never_takes_an_old_answer(server: tuple[str, str], su
             assert sum(proxy.answered.values()) == 2 * number
         generate(engine, sums[:1], tmp_path, Sampling(samples=3, max_tokens=8))
         assert sum(proxy.answered.values()) == 2 * len(changes) + 1, "only the third sample is new"
+
+
+def test_any_requests_can_be_asked_in_order_and_equal_ones_once(server: tuple[str, str], tmp_path: Path) -> None:
+    url, model = server
+    texts = ["short", "a much longer question", "short", "another"]
+    requests = [
+        ChatRequest([{"role": "user", "content": text}], Sampling(max_tokens=4), seed=5, about={"place": place})
+        for place, text in enumerate(texts)
+    ]
+    with FaultyProxy(url) as proxy:
+        engine = OpenAIEngine(base_url=proxy.url, model=model, concurrency=1, system_prompt="for problems only")
+        answers = list(engine.ask(requests, scratch=tmp_path, progress=Progress))
+        assert list(engine.ask(requests, scratch=tmp_path, progress=Progress)) == answers
+        asked = [body["messages"][-1]["content"] for body in proxy.bodies]  # type: ignore[index]
+    assert asked == ["a much longer question", "another", "short"], "the longest first"
+    assert [answer.completion_tokens for answer in answers] == [4] * 4
+    assert answers[0] == answers[2]
+    assert len(proxy.bodies[0]["messages"]) == 1  # type: ignore[arg-type]
+    noted = [json.loads(line)["place"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert noted == [1, 3, 0]
+
+
+def test_what_a_signal_raises_ends_the_asking(server: tuple[str, str], sums: Problems, tmp_path: Path) -> None:
+    class ToldToStop(BaseException):
+        pass
+
+    def told(*_: object) -> None:
+        raise ToldToStop
+
+    url, model = server
+    before = signal.signal(signal.SIGUSR2, told)
+    try:
+        with FaultyProxy(url, delay_s=0.2) as proxy:
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+            with pytest.raises(ToldToStop):
+                generate(OpenAIEngine(base_url=proxy.url, model=model, concurrency=1), sums, tmp_path)
+            assert 0 < sum(proxy.answered.values()) < 24
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("chat")]
 
 
 @pytest.mark.parametrize("status", ["400", "401", "403", "404"])
@@ -246,7 +287,7 @@ def test_a_dead_endpoint_is_given_up(sums: Problems, tmp_path: Path) -> None:
     ],
 )
 def test_thinking_goes_into_the_response(content: str, thinking: str, finish_reason: str, expected: str) -> None:
-    assert _response(content, thinking, finish_reason) == expected
+    assert whole_response(content, thinking, finish_reason) == expected
 
 
 def test_thinking_is_read_under_both_its_names_and_an_odd_answer_is_refused() -> None:
@@ -256,11 +297,11 @@ def test_thinking_is_read_under_both_its_names_and_an_odd_answer_is_refused() ->
         message = {"role": "assistant", "content": "b", name: "a"}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         body = {"id": "1", "created": 1, "model": "m", "object": "chat.completion", "choices": [choice]}
-        entry = _entry(ChatCompletion.model_validate(body))
+        entry = entry_of(ChatCompletion.model_validate(body))
         assert entry["response"] == "<think>\na\n</think>\n\nb"
         assert entry["completion_tokens"] is None
-    with pytest.raises(_UnusableError, match="not a chat completion"):
-        _entry(ChatCompletion.model_construct(choices=[]))
+    with pytest.raises(UnusableError, match="not a chat completion"):
+        entry_of(ChatCompletion.model_construct(choices=[]))
 
 
 def test_a_journal_loses_only_its_torn_line(tmp_path: Path) -> None:
