@@ -3,7 +3,9 @@
 (a) jsonl to `.bin/.idx` beside Megatron-LM's tools/preprocess_data.py, (b) a larger file beside its
 tools/preprocess_data_fast.py --use-gigatoken, (c) chat traces to ids and loss mask beside transformers'
 apply_chat_template(return_assistant_tokens_mask=True). Every run is a process of its own, in turns; CPU seconds are
-those of its whole tree, and memory is the peak of the tree's proportional set size. What both write is compared. The
+those of its whole tree, and memory is the peak of the tree's proportional set size. What both write is compared.
+"workers" (asked for with --parts) is the whole stage on the chats with two workers beside one. "Without start-up"
+leaves out the imports, the loading of the tokenizer and its trial on the first rows, the same for any input. The
 texts are generated and the byte-level BPE tokenizer is trained on them, once, in a directory that is kept.
 """
 
@@ -30,7 +32,7 @@ from reasonforge.progress import Progress
 ROOT = Path(__file__).parents[1]
 SAMPLING_S = 0.05
 VOCABULARY = 48_000
-TARGETS = {"small": (20.0, 1.0), "large": (2.5, 3.0), "chat": (30.0, 1.0)}
+TARGETS = {"small": (20.0, 1.0), "large": (2.5, 3.0), "chat": (30.0, 1.0), "workers": (1.0, 1.0)}
 """How many times fewer CPU seconds, and how many times less memory, than the peer."""
 
 _SPLIT = (
@@ -66,7 +68,7 @@ def main() -> None:
     """Prepare the inputs, measure what was asked for and print the table; exit code 1 where outputs differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megatron", type=Path, help="a checkout of Megatron-LM, which this Python can run")
-    parser.add_argument("--parts", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--parts", nargs="+", choices=list(TARGETS), default=["small", "large", "chat"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--small-mb", type=float, default=28)
     parser.add_argument("--large-mb", type=float, default=400)
@@ -98,7 +100,7 @@ def prepare(options: argparse.Namespace) -> None:
             rows = ({"id": number, "text": text} for number, text in enumerate(texts(1, int(size * 1e6))))
             write(path, rows)
     path = directory / f"chat-{options.chats}.jsonl"
-    if "chat" in options.parts and not path.is_file():
+    if {"chat", "workers"} & {*options.parts} and not path.is_file():
         answers = itertools.islice(texts(2, 1 << 40), options.chats)
         write(path, ({"id": f"c{n}", "prompt": text[:300].strip(),
                       "response": f"<think>\n{text}\n</think>\n\\boxed{{{n}}}"}
@@ -114,11 +116,17 @@ def measure(part: str, options: argparse.Namespace) -> bool:
             "small": f"small-{options.small_mb:g}.jsonl",
             "large": f"large-{options.large_mb:g}.jsonl",
             "chat": f"chat-{options.chats}.jsonl",
+            "workers": f"chat-{options.chats}.jsonl",
         }[part]
     )
-    ways = {"reasonforge": [sys.executable, "-m", "benchmarks.tokenization", "--ours", part, source, directory]}
+    ours_as = [sys.executable, "-m", "benchmarks.tokenization", "--ours"]
+    ways = {"reasonforge": [*ours_as, part, source, directory]}
+    if part == "workers":
+        ways = {f"{count} workers": [*ours_as, f"workers-{count}", source, directory] for count in (2, 1)}
     peer = find_peer(part, options.megatron, source, directory)
-    if isinstance(peer, str):
+    if peer is None:
+        pass
+    elif isinstance(peer, str):
         print(f"| {part} | {peer} | – | – | – | – | – | – |")
     else:
         ways[peer[0]] = peer[1]
@@ -137,8 +145,10 @@ def measure(part: str, options: argparse.Namespace) -> bool:
     return len(set(outputs.values())) == 1
 
 
-def find_peer(part: str, megatron: Path | None, source: Path, directory: Path) -> tuple[str, list[Any]] | str:
-    """The peer's name and command, or why there is none."""
+def find_peer(part: str, megatron: Path | None, source: Path, directory: Path) -> tuple[str, list[Any]] | str | None:
+    """The peer's name and command, or why there is none; None where we are compared with ourselves."""
+    if part == "workers":
+        return None
     if part == "chat":
         if importlib.util.find_spec("transformers") is None:
             return "no peer: transformers is not installed"
@@ -156,27 +166,42 @@ def find_peer(part: str, megatron: Path | None, source: Path, directory: Path) -
 
 _CHAT_PEER = """
 import hashlib, json, sys, time
+import numpy as np
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
-found, made_of = hashlib.sha256(), []
-started = time.process_time()
+found, masks, body = hashlib.sha256(), hashlib.sha256(), 0.0
 for line in open(sys.argv[2], encoding="utf-8"):
+    started = time.process_time()
     row = json.loads(line)
     chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
     made = tokenizer.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
     ids, mask = made["input_ids"], made["assistant_masks"]
+    body += time.process_time() - started
     last = len(mask) - mask[::-1].index(1)
-    made_of.append((ids[:last], mask.index(1), sum(mask)))
-body = time.process_time() - started
-for one in made_of:
-    found.update(repr(one).encode())
-print(body, found.hexdigest())
+    found.update(np.array(ids[:last], np.int32).data)
+    masks.update(np.array(mask[:last], np.int8).data)
+print(body, found.hexdigest() + masks.hexdigest())
 """
 
 
 def ours(part: str, source: str, directory: str) -> None:
     """The same work by data_prep, in this process."""
     model = Path(directory) / "model"
+    if part.startswith("workers"):
+        from data_prep.tokenization import tokenize_file
+
+        with (
+            tempfile.TemporaryDirectory(dir=directory) as place,
+            Progress("tokenizing", 0, "shards") as progress,
+        ):
+            out, workers = Path(place), int(part.rpartition("-")[2])
+            tokenize_file(
+                Path(source), model, out, max_tokens=1 << 20, scratch=out / "s", workers=workers, progress=progress
+            )
+            with open(out / "tokens.parquet", "rb") as handle:
+                written = hashlib.file_digest(handle, "sha256").hexdigest()
+        print(written)
+        return
     if part != "chat":
         from data_prep.formats.megatron_indexed import Plan, write_indexed
 
@@ -184,20 +209,29 @@ def ours(part: str, source: str, directory: str) -> None:
             plan = Plan(Path(source), model, append_eod=True)
             write_indexed(plan, Path(directory) / "out-ours", scratch=Path(scratch), workers=1, progress=progress)
         return
-    from data_prep.chat_tokenizer import ChatTokenizer, Tokenized
+    import numpy as np
 
-    tokenizer = ChatTokenizer(model, 1 << 20)
-    found, started = [], time.process_time()
-    with open(source, encoding="utf-8") as handle:
-        while rows := [json.loads(line) for line in itertools.islice(handle, 64)]:
-            found += tokenizer.encode(rows)
-    body, hashed = time.process_time() - started, hashlib.sha256()
-    for made in found:
-        if not isinstance(made, Tokenized):
-            sys.exit(f"a row was dropped: {made}")
-        completion = len(made.input_ids) - made.prompt_tokens
-        hashed.update(repr((made.input_ids, made.prompt_tokens, completion)).encode())
-    print(body, hashed.hexdigest())
+    from data_prep.chat_rows import read_chats
+    from data_prep.formats.tokens_parquet import completion_mask
+    from data_prep.tokenization import Tokenization, tokenizer_of
+
+    tokenizer = tokenizer_of(Tokenization(Path(source), model, 1 << 20))
+    found, masks, body = hashlib.sha256(), hashlib.sha256(), 0.0
+    chats = read_chats(Path(source), (0, Path(source).stat().st_size))
+    while True:
+        started = time.process_time()
+        some = next(chats, None)
+        if some is not None:
+            batch = tokenizer.encode_batch(some.prompts, some.responses)
+            mask = completion_mask(batch.lengths, batch.prompts)
+        body += time.process_time() - started
+        if some is None:
+            break
+        if batch.dropped:
+            sys.exit(f"rows were dropped: {batch.dropped}")
+        found.update(np.ascontiguousarray(batch.ids).data)
+        masks.update(mask.data)
+    print(body, found.hexdigest() + masks.hexdigest())
 
 
 def run(command: Sequence[str], megatron: Path | None, into: Measured) -> str:

@@ -41,24 +41,37 @@ class ChatTemplate:
             )
         self.source: str | dict[str, str] = found
         """The template, or all of them by name where the configuration has several."""
-        self._template: str = chosen
+        self.text: str = chosen
+        """The template that is rendered."""
         names = {name: config[name] for name in _TOKEN_NAMES if config.get(name) is not None}
         self._tokens = {name: one["content"] if isinstance(one, dict) else one for name, one in names.items()}
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """A conversation as text."""
-        return _compiled(self._template)(
-            messages=[dict(message) for message in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
+        return _compiled(self.text)(**self.variables(messages, add_generation_prompt))
+
+    def variables(self, messages: Messages, add_generation_prompt: bool) -> dict[str, Any]:
+        """What the template sees."""
+        return {
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
             **self._tokens,
-        )
+        }
 
 
 @lru_cache(maxsize=4)
 def _compiled(template: str) -> Callable[..., str]:
-    """The template in the environment that transformers gives it (utils/chat_template_utils.py of 5.23)."""
+    compiled = environment().from_string(template)
+    compiled.globals = dict(compiled.globals)  # Jinja's chain of mappings is slow to copy, once for each text
+    render: Callable[..., str] = compiled.render
+    return render
+
+
+@lru_cache(maxsize=1)
+def environment() -> Any:
+    """The jinja2.Environment that transformers gives a chat template (utils/chat_template_utils.py of 5.23)."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -92,19 +105,15 @@ def _compiled(template: str) -> Callable[..., str]:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = _to_json
+    made.globals |= {
         "raise_exception": raise_exception,
         "strftime_now": lambda form: datetime.now().strftime(form),
         "dict": lambda *arguments, **named: dict(*arguments, **named),
         "namespace": Names,
     }
-    compiled = environment.from_string(template)
-    compiled.globals = dict(compiled.globals)  # Jinja's chain of mappings is slow to copy, once for each text
-    return compiled.render
+    return made
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,

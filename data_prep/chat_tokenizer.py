@@ -1,24 +1,36 @@
 """One prompt and its response as token ids with a completion mask, through the model's own chat template.
 
 `data_prep.tokenization` feeds it. The whole text is encoded once and cut by offsets: encoding the prompt alone gives
-other tokens where the response starts with what the tokenizer merges with the prompt's end.
+other tokens where the response starts with what the tokenizer merges with the prompt's end. Most rows need neither
+offsets nor Jinja nor a second encoding (`data_prep.chat_layout`), and are the same without.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from data_prep.chat_layout import find_layout
+from data_prep.chat_shape import Shape, find_shape
 from data_prep.chat_template import ChatTemplate
 from data_prep.encoder import TextEncoder
-from data_prep.grading.extract import THINK_CLOSE, THINK_OPEN
+from data_prep.thinking import THINK_CLOSE, THINK_OPEN
 from reasonforge.errors import RequestError
 from reasonforge.files import sha256_file, sha256_text
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    _Kept: TypeAlias = tuple[list[int] | NDArray[np.uint32], int, bool]
+    """What `Tokenized` has."""
+
 Row = dict[str, Any]
+
+_TRIED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,33 @@ class Tokenized:
     ends_with_eos: bool
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Some rows' tokens, one after the other; of the rows that are dropped, nothing but the reasons.
+
+    Args:
+        ids: int32 of shape [tokens].
+        lengths: tokens of each kept row, int64 of shape [kept].
+        prompts: how many of them are the prompt's, int64 of shape [kept].
+        ends_with_eos: bool of shape [kept].
+        dropped: by the row's number in the batch, why it is dropped.
+    """
+
+    ids: "NDArray[np.int32]"
+    lengths: "NDArray[np.int64]"
+    prompts: "NDArray[np.int64]"
+    ends_with_eos: "NDArray[np.bool_]"
+    dropped: dict[int, str]
+
+    def __iter__(self) -> Iterator[Tokenized]:
+        """The kept rows."""
+        import numpy as np
+
+        pieces = np.split(self.ids, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
+        for piece, first, eos in zip(pieces, self.prompts.tolist(), self.ends_with_eos.tolist(), strict=True):
+            yield Tokenized(piece.tolist(), first, eos)
+
+
 class ChatTokenizer:
     """The tokenizer and chat template of a Hugging Face model directory.
 
@@ -37,12 +76,14 @@ class ChatTokenizer:
         model: a directory with tokenizer.json, tokenizer_config.json and a chat template (in chat_template.jinja
             or in tokenizer_config.json).
         max_tokens: rows that are longer are dropped.
+        sample: the first rows that will come (with `prompt` and `response`), to try the encoder on; without it, the
+            first ones that do come are taken.
 
     Raises RequestError where a file is missing or the template cannot be trained on: it must render a conversation
     as the generation prompt followed by the response, thinking included.
     """
 
-    def __init__(self, model: Path, max_tokens: int):
+    def __init__(self, model: Path, max_tokens: int, sample: Sequence[Row] = ()):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (model / name).is_file():
                 raise RequestError(str(model / name), "missing, so there is no tokenizer", "save the tokenizer there")
@@ -58,7 +99,13 @@ class ChatTokenizer:
         self._control_in_response = _any_of(control - {THINK_OPEN, THINK_CLOSE})
         self._texts: dict[int, str] = {}
         self._tried = False
+        self._shape: Shape | None = None
         self._check_template()
+        self._shape = find_shape(self._template)
+        if sample:
+            self._try([row["prompt"] for row in sample], [row["response"] for row in sample])
+        thinking = control & {THINK_OPEN, THINK_CLOSE}
+        self._layout = find_layout(self._encoder, self._shape, control, thinking, self._kept)
 
     def identity(self) -> dict[str, Any]:
         """What tokens.json says of the tokenizer: hashes of its file and template, and the end-of-sequence token."""
@@ -70,21 +117,58 @@ class ChatTokenizer:
             "eos_token_id": self._eos,
         }
 
+    def encode_batch(self, prompts: Sequence[str], responses: Sequence[str]) -> Batch:
+        """The rows of these prompts and responses; memory is some 20 bytes a character."""
+        import numpy as np
+
+        if not self._tried:
+            self._try(prompts[:_TRIED_ROWS], responses[:_TRIED_ROWS])
+        layout = self._layout
+        if layout is None:
+            return _batch(self._encode_slowly(prompts, responses))
+        nothing = np.empty(0, np.uint32)
+        encoded = self._encoder.encode_settled(list(map(layout.text, prompts, responses)))
+        pieces = [nothing if one is None else one for one in encoded]
+        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        ids = np.concatenate([nothing, *pieces]).view(np.int32)
+        first, sure = layout.cut(ids, lengths)
+        if sure.all() and lengths.max(initial=0) <= self._max_tokens:
+            return Batch(ids, lengths, first, np.full(len(pieces), layout.ends_with_eos), {})
+        results: list[_Kept | str] = [
+            (piece, prompt, layout.ends_with_eos) if len(piece) <= self._max_tokens else "over_max_tokens"
+            for piece, prompt in zip(pieces, first.tolist(), strict=True)
+        ]
+        unsure = np.flatnonzero(~sure).tolist()
+        slow = self._encode_slowly([prompts[row] for row in unsure], [responses[row] for row in unsure])
+        for row, result in zip(unsure, slow, strict=True):
+            results[row] = result
+        return _batch(results)
+
     def encode(self, rows: Sequence[Row]) -> list[Tokenized | str]:
         """Each row (with `prompt` and `response`) as tokens, or the reason why it is dropped."""
-        results: list[Tokenized | str] = [self._forbidden(row) or "" for row in rows]
-        rendered = {index: self._render(row) for index, row in enumerate(rows) if not results[index]}
+        batch = self.encode_batch([row["prompt"] for row in rows], [row["response"] for row in rows])
+        kept = iter(batch)
+        return [batch.dropped[number] if number in batch.dropped else next(kept) for number in range(len(rows))]
+
+    def _try(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
+        """Try the encoder on these rows."""
+        pairs = zip(prompts, responses, strict=True)
+        self._encoder.try_on([self._render(*pair)[1] for pair in pairs if not self._forbidden(*pair)])
+        self._tried = True
+
+    def _encode_slowly(self, prompts: Sequence[str], responses: Sequence[str]) -> "list[_Kept | str]":
+        """Each row by itself, whatever may be special about it."""
+        pairs = list(zip(prompts, responses, strict=True))
+        results: list[_Kept | str] = [self._forbidden(*pair) or "" for pair in pairs]
+        rendered = {index: self._render(*pair) for index, pair in enumerate(pairs) if not results[index]}
         for index, (prompt, full) in rendered.items():
-            if not _keeps(prompt, full, rows[index]["response"]):
+            if not _keeps(prompt, full, responses[index]):
                 results[index] = "response_changed_by_template"
         todo = [index for index in rendered if not results[index]]
-        if not self._tried:
-            self._encoder.try_on([rendered[index][1] for index in todo])
-            self._tried = True
         fulls = self._encoder.encode_settled([rendered[index][1] for index in todo])
-        prompts = self._encoder.encode([rendered[index][0] for index in todo])
+        encoded = self._encoder.encode([rendered[index][0] for index in todo])
         unsure = []
-        for index, full_ids, prompt_ids in zip(todo, fulls, prompts, strict=True):
+        for index, full_ids, prompt_ids in zip(todo, fulls, encoded, strict=True):
             found = None if full_ids is None else self._cut_by_prefix(full_ids.tolist(), prompt_ids.tolist())
             if found is None:
                 unsure.append((index, prompt_ids.tolist()))
@@ -96,21 +180,23 @@ class ChatTokenizer:
             results[index] = self._cut(tokens, prompt_ids, len(prompt), full)
         return results
 
-    def _forbidden(self, row: Row) -> str | None:
-        if self._control_in_prompt.search(row["prompt"]) or self._control_in_response.search(row["response"]):
+    def _forbidden(self, prompt: str, response: str) -> str | None:
+        if self._control_in_prompt.search(prompt) or self._control_in_response.search(response):
             return "special_token_in_text"
         return None
 
-    def _render(self, row: Row) -> tuple[str, str]:
+    def _render(self, prompt: str, response: str) -> tuple[str, str]:
         """The generation prompt and the whole conversation, as text."""
-        user = {"role": "user", "content": row["prompt"]}
-        assistant = {"role": "assistant", "content": row["response"]}
+        if self._shape is not None and (known := self._shape.render(prompt, response)) is not None:
+            return known
+        user = {"role": "user", "content": prompt}
+        assistant = {"role": "assistant", "content": response}
         return (
             self._template.render([user], add_generation_prompt=True),
             self._template.render([user, assistant]),
         )
 
-    def _cut_by_prefix(self, ids: list[int], prompt_ids: list[int]) -> Tokenized | str | None:
+    def _cut_by_prefix(self, ids: list[int], prompt_ids: list[int]) -> "_Kept | str | None":
         """What `_cut` finds for a settled text, without offsets; None where they are needed.
 
         Where the tokens are the bytes of the text as it is, and the whole begins with the prompt's tokens, the
@@ -119,6 +205,11 @@ class ChatTokenizer:
         first = len(prompt_ids)
         if not self._encoder.plain or ids[:first] != prompt_ids:
             return None
+        end = self._end(ids, first)
+        return None if end is None else self._finish(ids, first, end)
+
+    def _end(self, ids: list[int], first: int) -> int | None:
+        """Where the tokens end but for white space at the end; None where that is beyond ASCII."""
         end = len(ids)
         while end > first and ids[end - 1] != self._eos:
             text = self._text_of(ids[end - 1])
@@ -127,9 +218,17 @@ class ChatTokenizer:
             if text.strip():
                 break
             end -= 1
-        return self._finish(ids, first, end)
+        return end
 
-    def _cut(self, tokens: Any, prompt_ids: list[int], boundary: int, full: str) -> Tokenized | str:
+    def _kept(self, ids: list[int], first: int) -> tuple[int, bool] | None:
+        """How many tokens of a settled text are kept, and whether the last of them is the end of sequence."""
+        end = self._end(ids, first)
+        if end is None or end == first:
+            return None
+        eos = ids[end - 1] == self._eos
+        return end if eos else len(ids), eos
+
+    def _cut(self, tokens: Any, prompt_ids: list[int], boundary: int, full: str) -> "_Kept | str":
         """Find where the completion begins and ends among the tokens of the whole text."""
         ids, offsets = tokens.ids, tokens.offsets
         first = bisect_left(offsets, boundary, key=lambda span: span[0])
@@ -142,7 +241,7 @@ class ChatTokenizer:
             end -= 1
         return self._finish(ids, first, end)
 
-    def _finish(self, ids: list[int], first: int, end: int) -> Tokenized | str:
+    def _finish(self, ids: list[int], first: int, end: int) -> "_Kept | str":
         """What stands after the end of sequence is left out."""
         ends_with_eos = end > first and ids[end - 1] == self._eos
         ids = ids[:end] if ends_with_eos else ids
@@ -150,7 +249,7 @@ class ChatTokenizer:
             return "empty_completion"
         if len(ids) > self._max_tokens:
             return "over_max_tokens"
-        return Tokenized(ids, first, ends_with_eos)
+        return ids, first, ends_with_eos
 
     def _text_of(self, token: int) -> str:
         if token not in self._texts:
@@ -164,7 +263,7 @@ class ChatTokenizer:
         response = f"{THINK_OPEN}\n1 and 1 make 2.\n{THINK_CLOSE}\nThe answer is \\boxed{{2}}."
         where = f"{self._model}: chat template"
         try:
-            prompt, full = self._render({"prompt": "What is 1+1?", "response": response})
+            prompt, full = self._render("What is 1+1?", response)
         except TemplateError as error:
             raise RequestError(where, f"it fails on a prompt and a response: {' '.join(str(error).split())}") from None
         if not full.startswith(prompt):
@@ -192,6 +291,20 @@ def _keeps(prompt: str, full: str, response: str) -> bool:
     if not full.startswith(prompt):
         return False
     return full.find(response, start) >= 0 or "".join(response.split()) in "".join(full[start:].split())
+
+
+def _batch(results: "Sequence[_Kept | str]") -> Batch:
+    import numpy as np
+
+    kept = [one for one in results if not isinstance(one, str)]
+    pieces = [np.asarray(ids).astype(np.int32) for ids, _, _ in kept]
+    return Batch(
+        np.concatenate([np.empty(0, np.int32), *pieces]),
+        np.array([len(piece) for piece in pieces], np.int64),
+        np.array([prompt for _, prompt, _ in kept], np.int64),
+        np.array([eos for _, _, eos in kept], np.bool_),
+        {number: one for number, one in enumerate(results) if isinstance(one, str)},
+    )
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str]:

@@ -67,21 +67,27 @@ def read_documents(
     """
     decode = _decoder(column)
     seen = 0
+    for lines in read_lines(path, span, chunk_bytes):
+        documents: list[Text] = []
+        strict = all(line.isascii() for line in lines)  # a decoder that skips the other columns does not look into them
+        for number, line in enumerate(lines, start=seen + 1):
+            found = _document(line, column, decode, strict)
+            if isinstance(found, BadLine):
+                on_bad(BadLine(number, found.problem, found.remedy))
+            elif found is not None:
+                documents.append(found)
+        seen += len(lines)
+        yield Chunk(documents, len(lines))
+
+
+def read_lines(path: Path, span: Span, chunk_bytes: int = CHUNK_BYTES) -> Iterator[list[bytes]]:
+    """Yield the lines that begin in a range, without their ends, some `chunk_bytes` of them at a time."""
     with open(path, "rb") as handle:
         for block in _blocks(handle, span, chunk_bytes):
             lines = block.split(b"\n")
             if not lines[-1]:
                 lines.pop()
-            documents: list[Text] = []
-            strict = block.isascii()  # a decoder that skips the other columns does not look into them
-            for number, line in enumerate(lines, start=seen + 1):
-                found = _document(line, column, decode, strict)
-                if isinstance(found, BadLine):
-                    on_bad(BadLine(number, found.problem, found.remedy))
-                elif found is not None:
-                    documents.append(found)
-            seen += len(lines)
-            yield Chunk(documents, len(lines))
+            yield lines
 
 
 def refuse(path: Path, span: Span, bad: BadLine) -> RequestError:
@@ -121,20 +127,25 @@ def _skip_line(handle: Any) -> None:
 
 def _document(line: bytes, column: str, decode: Callable[[bytes], Any], strict: bool) -> Text | BadLine | None:
     """What a line holds; None for a blank one."""
-    if len(line) > LINE_BYTES:
-        limit = f"over {LINE_BYTES >> 20} MiB long"
-        return BadLine(0, limit, "no document is that long: are its line breaks missing?")
     try:
+        if len(line) > LINE_BYTES:
+            raise ValueError(len(line))
         if not strict:
             str(line, "utf-8")
         found: Text = decode(line)
         return found
     except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
-        return None if not line.strip() else _python_document(line, column)
+        if not line.strip():
+            return None
+        row = read_object(line)
+        return row if isinstance(row, BadLine) else read_texts(row, column)
 
 
-def _python_document(line: bytes, column: str) -> Text | BadLine:
+def read_object(line: bytes) -> dict[str, Any] | BadLine:
     """What Python's `json` makes of a line: it knows NaN, which msgspec does not, and says where the fault is."""
+    if len(line) > LINE_BYTES:
+        limit = f"over {LINE_BYTES >> 20} MiB long"
+        return BadLine(0, limit, "no document is that long: are its line breaks missing?")
     try:
         row = json.loads(str(line, "utf-8"))
     except UnicodeDecodeError as error:
@@ -146,6 +157,11 @@ def _python_document(line: bytes, column: str) -> Text | BadLine:
         return BadLine(0, f"not JSON that can be read ({type(error).__name__})")
     if not isinstance(row, dict):
         return BadLine(0, f"found a JSON {type(row).__name__}", _ONE_OBJECT)
+    return row
+
+
+def read_texts(row: dict[str, Any], column: str) -> Text | BadLine:
+    """The text, or the texts, in a column of a row."""
     if column not in row:
         return BadLine(0, f"no column {column!r}", "the columns are " + ", ".join(map(repr, sorted(row)))[:200])
     found = row[column]

@@ -7,11 +7,9 @@ of them where a tokenizer, or this machine, has no faster way: the ids are the s
 
 import importlib
 import json
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -141,7 +139,7 @@ class TextEncoder:
 
     def encode_settled(self, texts: Sequence[str]) -> "list[Ids | None]":
         """What `encode` finds for the settled texts (see `is_settled`), and None for the others."""
-        raw = [self._settled_bytes(text) for text in texts]
+        raw: Sequence[str | bytes | None] = self._all_settled(texts) or list(map(self._settled_bytes, texts))
         if self._first is None:
             found = iter(self._others.encode([text for text, one in zip(texts, raw, strict=True) if one is not None]))
         else:
@@ -237,10 +235,19 @@ class TextEncoder:
         raw = text.encode("utf-8", "surrogatepass")
         # Its characters beyond ASCII are few, mostly, and found faster as bytes.
         others = raw.translate(None, _ASCII).decode("utf-8", "surrogatepass")
-        if self._normalizes and _inert().fullmatch(others):
+        if _inert(others):
             return raw
-        settled = not _unsettled().search(others) and (not self._normalizes or unicodedata.is_normalized("NFC", text))
+        settled = all(map(_is_settled, others)) and (not self._normalizes or unicodedata.is_normalized("NFC", text))
         return raw if settled else None
+
+    def _all_settled(self, texts: Sequence[str]) -> "list[bytes] | None":
+        """As `_settled_bytes`, for texts in which every character is inert; None where one is not, or may not be."""
+        import numpy as np
+
+        raw = [text.encode("utf-8", "surrogatepass") for text in texts]
+        joined = np.frombuffer(b"".join(raw), np.int8)
+        others = joined[np.flatnonzero(joined < 0)].tobytes().decode("utf-8", "surrogatepass")
+        return raw if _inert(others) else None
 
     def _made_up(self) -> Iterator[str]:
         yield from _PROBES
@@ -384,44 +391,43 @@ def _pieces(sample: Iterable[str]) -> Iterator[str]:
 _ASCII = bytes(range(128))
 
 
-@lru_cache(maxsize=1)
-def _settled() -> tuple[int, ...]:
-    """The characters beyond ASCII that are in Unicode 3.2, and so in all later versions, or in `_ALSO_SAFE`.
+@lru_cache(maxsize=1 << 16)
+def _is_settled(character: str) -> bool:
+    """Whether a character beyond ASCII is in Unicode 3.2, and so in all later versions, or in `_ALSO_SAFE`.
 
     Of the planes beyond the first, only mathematical letters and the CJK extension B are looked up. Python has the
-    tables of Unicode 3.2 beside its own, so the class does not change with Python.
+    tables of Unicode 3.2 beside its own, so the answer does not change with Python.
     """
-    old = (
-        point
-        for point in (*range(0x80, 0x10000), *range(0x1D400, 0x1D800))
-        if unicodedata.ucd_3_2_0.category(chr(point)) not in ("Cn", "Co", "Cs")
+    point = ord(character)
+    if (point < 0x10000 or point in _LOOKED_UP) and unicodedata.ucd_3_2_0.category(character) not in ("Cn", "Co", "Cs"):
+        return True
+    return point in _EXTENSION_B or any(point in block for block in _ALSO_SAFE)
+
+
+_LOOKED_UP, _EXTENSION_B = range(0x1D400, 0x1D800), range(0x20000, 0x2A6D7)
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_inert(character: str) -> bool:
+    """Whether a settled character is left alone by NFC whatever stands beside it: no marks, no Hangul jamo."""
+    return (
+        _is_settled(character)
+        and not 0x1160 <= ord(character) < 0x1200
+        and unicodedata.category(character)[0] != "M"
+        and unicodedata.is_normalized("NFC", character)
     )
-    return tuple(sorted({*old, *(point for block in _ALSO_SAFE for point in block)}))
 
 
-@lru_cache(maxsize=1)
-def _unsettled() -> re.Pattern[str]:
-    """Finds a character that is not settled, or a surrogate."""
-    return re.compile(f"[^{_ranges(_settled())}\\U00020000-\\U0002a6d6]")
+_seen_inert: set[str] = set()
 
 
-@lru_cache(maxsize=1)
-def _inert() -> re.Pattern[str]:
-    """Matches settled characters that NFC leaves alone whatever stands beside them: no marks, no Hangul jamo."""
-    kept = [
-        point
-        for point in _settled()
-        if not 0x1160 <= point < 0x1200
-        and unicodedata.category(chr(point))[0] != "M"
-        and unicodedata.is_normalized("NFC", chr(point))
-    ]
-    return re.compile(f"[{_ranges(kept)}\\U00020000-\\U0002a6d6]*")
-
-
-def _ranges(points: Sequence[int]) -> str:
-    """Sorted points as the inside of a character class."""
-    runs = [[point for _, point in run] for _, run in groupby(enumerate(points), key=lambda pair: pair[1] - pair[0])]
-    return "".join(f"\\U{run[0]:08x}-\\U{run[-1]:08x}" for run in runs)
+def _inert(characters: str) -> bool:
+    """Whether all these characters are inert; most have been seen before."""
+    new = set(characters) - _seen_inert
+    if not all(map(_is_inert, new)):
+        return False
+    _seen_inert.update(new)
+    return True
 
 
 @lru_cache(maxsize=len(FAST_ENGINES))

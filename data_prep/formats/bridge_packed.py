@@ -3,13 +3,14 @@
 What makes training data for the `megatron_bridge` engine calls it.
 """
 
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.formats.packed_rows import Chunk, bins_in_chunk, pack_file
+from data_prep.formats.publishing import published
 from reasonforge.errors import RequestError
-from reasonforge.files import fsync_path, write_json
+from reasonforge.files import write_json
 
 GROUP_BINS = 500
 """Bins in a row group, which is what the reader loads at once; fewer where bins are so large that it would be heavy."""
@@ -44,17 +45,13 @@ def write_bridge_packed(
         raise RequestError(str(destination), "Megatron-Bridge takes packed sequences from .parquet", "name it so")
     packed = pack_file(tokens, pack_size, seed=seed, dropped=dropped)
     group = bins_in_chunk(pack_size, GROUP_BINS)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, _schema(), compression="snappy") as writer:
-            for chunk in packed.chunks(destination.parent, group):
-                writer.write_table(_table(chunk), row_group_size=group)
-        fsync_path(temporary)
-        write_json(destination.with_name(f"{destination.stem.removesuffix('.idx')}_metadata.json"), [packed.metadata()])
-        os.replace(temporary, destination)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(destination.parent)
+    metadata = destination.with_name(f"{destination.stem.removesuffix('.idx')}_metadata.json")
+    with (
+        published(destination, before=partial(write_json, metadata, [packed.metadata()])) as handle,
+        pq.ParquetWriter(handle, _schema(), compression="snappy") as writer,
+    ):
+        for chunk in packed.chunks(destination.parent, group):
+            writer.write_table(_table(chunk), row_group_size=group)
     return packed.summary()
 
 

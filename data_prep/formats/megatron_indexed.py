@@ -11,7 +11,6 @@ import shutil
 import struct
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import islice
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from data_prep.documents import BadLine, Span, Text, read_documents, refuse, sample, spans
 from data_prep.encoder import TextEncoder
+from data_prep.formats.publishing import published
 from data_prep.shards import map_shards
 from reasonforge.errors import RequestError
-from reasonforge.files import canonical_json, fsync_path, read_jsonl, sha256_file, sha256_text, write_jsonl
+from reasonforge.files import canonical_json, read_jsonl, sha256_file, sha256_text, write_jsonl
 from reasonforge.progress import Progress
 
 if TYPE_CHECKING:
@@ -89,13 +89,14 @@ def write_indexed(plan: Plan, prefix: Path, *, scratch: Path, workers: int, prog
         prefix: Megatron-LM's --output-prefix.
         scratch: keeps finished shards until the caller removes it; other plans may use the same one.
         workers: processes.
-        progress: counts shards.
+        progress: counts shards; how many there are is set here.
 
     Raises RequestError for a bad line, naming it, for a tokenizer that cannot be used, and where nothing is left.
     """
     ranges = spans(plan.source, plan.shard_bytes)
     _encoder(plan)  # refused before any work
     scratch = scratch / plan.key()
+    progress.total, progress.unit = len(ranges), "shards"
     shards = map_shards(
         ranges, partial(_shard, plan, scratch, workers > 1), shard_size=1, scratch=scratch, workers=workers,
         progress=progress,
@@ -111,10 +112,10 @@ def write_indexed(plan: Plan, prefix: Path, *, scratch: Path, workers: int, prog
     if plan.skip_bad:
         write_jsonl(target.with_name(target.name + ".rejected.jsonl"), rejected)
     parts = [scratch / f"part-{index:06d}" for index in range(len(ranges))]
-    with _published(target.with_name(target.name + ".bin")) as handle:
+    with published(target.with_name(target.name + ".bin")) as handle:
         for part in parts:
             _append(handle, part.with_suffix(".bin"))
-    with _published(target.with_name(target.name + ".idx")) as handle:
+    with published(target.with_name(target.name + ".idx")) as handle:
         _write_index(handle, parts, dtype, summary)
     return {**summary, "rejected": len(rejected), "dtype": dtype}
 
@@ -135,12 +136,12 @@ def _shard(plan: Plan, scratch: Path, in_worker: bool, index: int, ranges: "list
 
     lines = 0
     part = scratch / f"part-{index:06d}"
-    with _published(part.with_suffix(".bin"), durable=False) as handle:
+    with published(part.with_suffix(".bin"), durable=False) as handle:
         for chunk in read_documents(plan.source, span, plan.column, on_bad):
             handle.write(assemble.add(chunk.documents).data)
             lines += chunk.lines
     for name, numbers in (("lengths", assemble.lengths), ("documents", assemble.per_document)):
-        with _published(part.with_suffix(f".{name}"), durable=False) as handle:
+        with published(part.with_suffix(f".{name}"), durable=False) as handle:
             numbers.tofile(handle)
     return [
         {
@@ -225,23 +226,6 @@ def _numbered(receipts: list[Row]) -> Iterator[Row]:
 def _append(handle: BinaryIO, path: Path) -> None:
     with open(path, "rb") as part:
         shutil.copyfileobj(part, handle, _COPY_BYTES)
-
-
-@contextmanager
-def _published(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file that is there under its name only when it is whole; `durable` flushes it to the disk first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            yield handle
-            handle.flush()
-            if durable:
-                os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if durable:
-        fsync_path(path.parent)
 
 
 def _encoder(plan: Plan) -> TextEncoder:

@@ -4,14 +4,15 @@ What makes training data for the `nemo` engine calls it. The file is written as 
 put into pickle's opcodes here, since `numpy.save` wants all of them in memory as Python objects first.
 """
 
-import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from data_prep.formats.packed_rows import Chunk, bins_in_chunk, pack_file
+from data_prep.formats.publishing import published
 from reasonforge.errors import RequestError
-from reasonforge.files import fsync_path, write_json
+from reasonforge.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,19 +46,12 @@ def write_nemo_packed(
     if destination.suffix != ".npy":
         raise RequestError(str(destination), "NeMo takes packed sequences only from a .npy file", "name it so")
     packed = pack_file(tokens, pack_size, seed=seed, dropped=dropped)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            _write_head(handle, len(packed.packing))
-            for chunk in packed.chunks(destination.parent, bins_in_chunk(pack_size, CHUNK_BINS)):
-                handle.writelines(_dicts(chunk))
-            handle.write(_TAIL)
-        fsync_path(temporary)
-        write_json(destination.with_name(f"{destination.stem}_metadata.json"), [packed.metadata()])
-        os.replace(temporary, destination)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(destination.parent)
+    metadata = destination.with_name(f"{destination.stem}_metadata.json")
+    with published(destination, before=partial(write_json, metadata, [packed.metadata()])) as handle:
+        _write_head(handle, len(packed.packing))
+        for chunk in packed.chunks(destination.parent, bins_in_chunk(pack_size, CHUNK_BINS)):
+            handle.writelines(_dicts(chunk))
+        handle.write(_TAIL)
     return packed.summary()
 
 

@@ -1,6 +1,7 @@
 """Small byte-level BPE tokenizers like Qwen 2's (NFC) and Llama 3's (with a first token), trained on the spot."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,20 @@ CORPUS = [
 ] * 6
 
 
-def save_bpe(directory: Path, kind: str = "qwen", vocabulary: int = 600, **config: Any) -> Path:
-    """Write tokenizer.json and tokenizer_config.json of a tokenizer of a `kind`, qwen or llama."""
+def save_bpe(
+    directory: Path,
+    kind: str = "qwen",
+    vocabulary: int = 600,
+    more_tokens: Sequence[str] = (),
+    thinking: Sequence[str] = ("<think>", "</think>", "<think>\n"),
+    **config: Any,
+) -> Path:
+    """Write tokenizer.json and tokenizer_config.json of a tokenizer of a `kind`, qwen or llama.
+
+    Args:
+        more_tokens: more special tokens.
+        thinking: added tokens that are not special.
+    """
     from tokenizers import (
         AddedToken,
         Regex,
@@ -39,8 +52,8 @@ def save_bpe(directory: Path, kind: str = "qwen", vocabulary: int = 600, **confi
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
     core.train_from_iterator(CORPUS, trainer)
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] if qwen else ["<|begin_of_text|>", "<|end_of_text|>"]
-    core.add_special_tokens(specials)
-    core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>", "<think>\n")])
+    core.add_special_tokens([*specials, *more_tokens])
+    core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in thinking])
     if not qwen:
         begin = ("<|begin_of_text|>", core.token_to_id("<|begin_of_text|>"))
         template = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[begin])

@@ -45,6 +45,75 @@ def test_the_way_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert (True in ends) == (name != "no end" and kind == "qwen")
 
 
+HEADERS = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '<|sep|>\\n\\n' + m.content | trim + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|sep|>\\n\\n' }}{% endif %}"
+)
+LAYOUTS = {
+    "chatml": CHATML,
+    "headers, trimmed": HEADERS,
+    "thinking is opened": HEADERS.replace("assistant<|sep|>\\n\\n", "assistant<|sep|><think>\\n").replace(
+        "m.role + '<|sep|>\\n\\n'", "m.role + '<|sep|>' + ('\\n\\n' if m.role == 'user' else '<think>\\n')"
+    ),
+    "nothing after the token": HEADERS.replace("<|sep|>\\n\\n", "<|sep|>"),
+    "no end of sequence": CHATML.replace("<|im_end|>", "<|sep|>"),
+    "text at the end": CHATML.replace("{{ '\\n' }}{% endfor", "{{ ' bye\\n' }}{% endfor"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("whole", [False, True], ids=["by row", "the whole batch"])
+def test_a_layout_does_not_show(tmp_path: Path, name: str, whole: bool) -> None:
+    """Batches cut by their control tokens, against each row rendered by Jinja, searched and encoded twice."""
+    model = save_bpe(
+        tmp_path, more_tokens=["<|sep|>", "end|>", "<x>"], thinking=["<think>", "</think>"], bos_token="<x>"
+    )
+    (model / "chat_template.jinja").write_text(LAYOUTS[name])
+    random = Random(4)
+    pieces = ["\n", " ", "the answer", "don't", "é", "42", "中", "<", "think>", "|>", "<|", "im_", "start", "<|im_"]
+    rare = ["\u0301", "<think>", "</think>", "<|im_end|>", "<|im_start|>", "<|sep|>", "end|>", "<x>", "\u1df2",
+            "\ufb1d", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"]  # fmt: skip
+
+    def text() -> str:
+        chosen = random.choices(pieces, k=random.randrange(9))
+        return "".join([*chosen, *random.choices(rare, k=random.random() < 0.4)])
+
+    rows = [{"prompt": text(), "response": text() + random.choice(["", "", text()])} for _ in range(1500)]
+    fast = ChatTokenizer(model, 55)
+    assert fast._layout is not None
+    careful = ChatTokenizer(model, 55)
+    careful._layout = careful._shape = None
+    expected = careful.encode(rows)
+    slow: list[str] = []
+    encode_slowly = fast._encode_slowly
+    fast._encode_slowly = lambda prompts, responses: (slow.extend(prompts), encode_slowly(prompts, responses))[1]  # type: ignore[method-assign]
+    if whole:
+        kept = [(row, one) for row, one in zip(rows, expected, strict=True) if not isinstance(one, str)]
+        rows, expected = [row for row, _ in kept], [one for _, one in kept]
+    assert [found for one in rows for found in fast.encode([one])] == expected
+    assert fast.encode(rows) == expected
+    assert len(slow) < 2 * len(rows) - 100
+    counts = Counter(one if isinstance(one, str) else "kept" for one in expected)
+    assert counts["kept"] > 150
+    if not whole:
+        assert counts["special_token_in_text"] > 100
+        assert counts["over_max_tokens"] > 10
+
+
+def test_without_control_tokens_there_is_no_layout(tmp_path: Path) -> None:
+    for number, template in enumerate(
+        (TEMPLATES["no end"], CHATML.replace("<|im_end|>", "").replace("<|im_start|>", ""))
+    ):
+        model = save_bpe(tmp_path / str(number))
+        (model / "chat_template.jinja").write_text(template)
+        assert ChatTokenizer(model, 40)._layout is None
+    # What a response may have and what it may not share characters: only a search of the text tells them apart.
+    model = save_bpe(tmp_path / "meet", more_tokens=["k>"])
+    (model / "chat_template.jinja").write_text(CHATML)
+    assert ChatTokenizer(model, 40)._layout is None
+
+
 def test_a_template_is_rendered_as_transformers_does(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

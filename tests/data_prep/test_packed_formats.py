@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nemo_place import nemo_python
 
 from data_prep.formats import packed_rows
 from data_prep.formats.bridge_packed import write_bridge_packed
@@ -298,17 +299,6 @@ def test_memory_is_that_of_a_chunk(tmp_path: Path) -> None:
         peaks.append([int(number) for number in done.stdout.split()])
     assert peaks[1][0] < 1.5 * peaks[0][0]
     assert peaks[1][1] < 1.5 * peaks[0][1]
-
-
-def nemo_python() -> str:
-    place = ROOT / ".venv-nemo/bin/python"
-    python = os.environ.get("NEMO_PYTHON") or (str(place) if place.exists() else "")
-    if not python:
-        reason = "NEMO_PYTHON names no interpreter with nemo_toolkit, and there is none of `make nemo-env`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return python
 
 
 @pytest.mark.xdist_group("nemo")

@@ -8,12 +8,15 @@ from random import Random
 from typing import Any
 
 import killing
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from bpe_fixture import save_bpe
 from tokenizer_fixture import CHATML, save_tokenizer
 
+from data_prep import chat_rows, tokenization
 from data_prep.chat_tokenizer import ChatTokenizer, Tokenized
-from data_prep.tokenization import tokenize_file, tokenize_rows
+from data_prep.tokenization import Tokenization, finish, tokenize_file, tokenize_part, tokenize_rows
 from reasonforge.artifacts import Artifact
 from reasonforge.config import key_config
 from reasonforge.errors import RequestError, StageError
@@ -288,44 +291,173 @@ import sys
 from pathlib import Path
 
 import data_prep.tokenization
+from data_prep.tokenization import Tokenization, finish, tokenize_part
 from reasonforge.progress import Progress
 
 if __name__ == "__main__":
     dataset, model, out, scratch = map(Path, sys.argv[1:5])
-    data_prep.tokenization.SHARD_ROWS = 40
-    data_prep.tokenization.tokenize_file(
-        dataset, model, out, max_tokens=100_000, scratch=scratch, workers=int(sys.argv[5]),
-        progress=Progress("tokenizing", 320, "rows"),
-    )
+    parts, workers = map(int, sys.argv[5:7])
+    data_prep.tokenization.SHARD_BYTES = 60_000
+    plan = Tokenization(dataset, model, 4000, held_out=20, seed=5)
+    progress = Progress("tokenizing", 0, "shards")
+    for part in range(parts):
+        tokenize_part(plan, part, parts, scratch=scratch, workers=workers, progress=progress)
+    finish(plan, parts, out, scratch=scratch)
 """
 
 
-def test_kills_and_workers_leave_no_trace(model: Path, tmp_path: Path) -> None:
-    """A SIGKILL of one worker, one of two, then to the end; against an undisturbed run in this process."""
+def test_ten_kills_parts_and_workers_leave_no_trace(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILLs once a shard drawn by chance is there, and in the end; against an undisturbed run in this process."""
+    model = save_bpe(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(CHATML)
     random = Random(1)
     pieces = ["the answer is ", "we add ", "17 ", "+ ", "25 ", "so\n", "\\frac{1}{2} ", "é", "\n\n", "😀 "]
-    rows = [row(n, random_text(random, pieces), "so " + "".join(random.choices(pieces, k=1000))) for n in range(320)]
-    dataset, script = tmp_path / "dataset.jsonl", tmp_path / "driver.py"
+    rows = [
+        {**row(n, random_text(random, pieces), "so " + "".join(random.choices(pieces, k=random.randrange(1300)))),
+         "problem_id": f"p{n // 3}"}
+        for n in range(200)
+    ]  # fmt: skip
+    dataset, script, whole = tmp_path / "dataset.jsonl", tmp_path / "driver.py", tmp_path / "whole"
     write_jsonl(dataset, rows)
     script.write_text(DRIVER)
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for directory in (killed, whole):
-        (directory / "scratch").mkdir(parents=True)
-        (directory / "out").mkdir()
-    shards = killed / "scratch"
+    monkeypatch.setattr(tokenization, "SHARD_BYTES", 60_000)
+    plan = Tokenization(dataset, model, 4000, held_out=20, seed=5)
+    whole.mkdir()
+    tokenize_part(plan, 0, 1, scratch=tmp_path / "s", workers=1, progress=Progress("t", 0, ""))
+    summary = finish(plan, 1, whole, scratch=tmp_path / "s")
+    assert summary["dropped"]["over_max_tokens"] > 10
+    assert len(plan.spans()) > 10
+    kills = 0
+    for parts, workers, wanted in ((1, 2, 4), (4, 1, 3), (7, 3, 3)):
+        out, scratch = tmp_path / f"out-{parts}", tmp_path / f"scratch-{parts}"
+        receipts = [path for part in range(parts) for path in tokenization._receipts(plan, part, parts, scratch)]
+        killed, attempts = 0, 0
+        while killed < wanted and attempts < 10:
+            missing = [path for path in receipts if not path.exists()]
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            target = random.choice(missing[:5]) if missing else out / "tokens.parquet"
+            killed += killing.run(script, dataset, model, out, scratch, parts, workers, kill_at=target)
+            attempts += 1
+        kills += killed
+        shutil.rmtree(out)
+        out.mkdir()
+        assert not killing.run(script, dataset, model, out, scratch, parts, workers)
+        for path in whole.iterdir():
+            assert (out / path.name).read_bytes() == path.read_bytes(), (parts, path.name)
+    assert kills == 10
+    assert {path.name for path in whole.iterdir()} == {*FILES, "held_out.parquet"}
 
-    def attempt(workers: int, kill_at: Path | None = None) -> bool:
-        return killing.run(script, dataset, model, killed / "out", shards, workers, kill_at=kill_at)
 
-    assert attempt(1, shards / "shard-000000.jsonl")
-    first = (shards / "shard-000000.jsonl").stat().st_mtime_ns
-    assert attempt(2, shards / "shard-000003.jsonl")
-    assert not (killed / "out" / "tokens.json").exists()
-    assert not attempt(1)
-    assert (shards / "shard-000000.jsonl").stat().st_mtime_ns == first
-    tokenize_file(
-        dataset, model, whole / "out", max_tokens=100_000, scratch=whole / "scratch", workers=1,
-        progress=Progress("tokenizing", 320, "rows"),
-    )  # fmt: skip
+def test_an_array_of_jobs_shares_the_stage(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts done by others, in any order and not all of them, and the rest by the stage itself."""
+    monkeypatch.setattr(tokenization, "SHARD_BYTES", 1000)
+    rows = [row(n, prompt=f"What is {n}?") for n in range(150)]
+    stage(tmp_path / "alone", model, rows)
+    shared = tmp_path / "shared"
+    (shared / "scratch").mkdir(parents=True)
+    write_jsonl(shared / "dataset" / "dataset.jsonl", rows)
+    inputs = {"dataset": Artifact(shared / "dataset", None), "model": Artifact(model, None)}  # type: ignore[arg-type]
+    one = TokenizeStage.model_validate(
+        {"inputs": {"dataset": "d", "model": "m"}, "max_tokens": 200, "resources": {"array": 7}}
+    )
+    for part in (6, 0, 3):
+        one.run_part(StageContext("t", 0, inputs, shared / "out", shared / "scratch", shared / f"{part}.json"), part)
+    done = {path: path.stat().st_mtime_ns for path in (shared / "scratch").glob("part-0000[036]*/*.jsonl")}
+    stage(shared, model, rows, resources={"array": 7})
+    assert len(done) > 6
+    assert {path: path.stat().st_mtime_ns for path in done} == done
     for name in FILES:
-        assert (killed / "out" / name).read_bytes() == (whole / "out" / name).read_bytes(), name
+        assert (shared / "out" / name).read_bytes() == (tmp_path / "alone" / "out" / name).read_bytes()
+
+
+def test_whole_problems_are_held_out(model: Path, tmp_path: Path) -> None:
+    rows = [{**row(n), "problem_id": f"p{n % 50}", "response": GOOD + str(n)} for n in range(200)]
+    counts = stage(tmp_path, model, rows, held_out=30)
+    tables = [pq.read_table(tmp_path / "out" / f"{name}.parquet") for name in ("tokens", "held_out")]
+    train, held = ([int(name[1:].split("/")[0]) for name in table["id"].to_pylist()] for table in tables)
+    assert tables[0].schema == tables[1].schema
+    assert sorted(train + held) == list(range(200))
+    assert train == sorted(train)
+    assert held == sorted(held)
+    assert not {n % 50 for n in train} & {n % 50 for n in held}
+    assert len(held) == 32  # whole problems of four rows
+    told = {"held_out_rows": 32, "held_out_problems": 8, "rows": 168}
+    assert {name: counts[name] for name in told} == told
+    summary = read_json(tmp_path / "out" / "tokens.json")
+    assert summary["held_out"]["tokens"] == sum(map(len, tables[1]["input_ids"].to_pylist()))
+    assert summary["tokens"] == sum(map(len, tables[0]["input_ids"].to_pylist()))
+    stage(tmp_path / "again", model, rows, held_out=30)
+    assert (tmp_path / "again/out/held_out.parquet").read_bytes() == (tmp_path / "out/held_out.parquet").read_bytes()
+    with pytest.raises(StageError, match="held_out takes all 200 rows"):
+        stage(tmp_path / "all", model, rows, held_out=199)
+
+
+def test_rows_without_problem_are_held_out_by_prompt(model: Path, tmp_path: Path) -> None:
+    rows = [row(n, prompt=f"What is {n % 20}?") for n in range(100)]
+    stage(tmp_path, model, rows, held_out=3)
+    held = pq.read_table(tmp_path / "out" / "held_out.parquet")["id"].to_pylist()
+    assert len(held) == 5
+    assert len({int(name[1:].split("/")[0]) % 20 for name in held}) == 1
+
+
+def test_packed_files_stand_beside_the_tokens(model: Path, tmp_path: Path) -> None:
+    rows = [row(n, response=GOOD * (n % 4 + 1)) for n in range(60)]
+    counts = stage(tmp_path, model, rows, packed={"formats": ["nemo", "bridge"], "size": 300, "seed": 3})
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {*FILES, "packed.npy", "packed.idx.parquet", "packed_metadata.json"}
+    bins = pq.read_table(out / "packed.idx.parquet").to_pylist()
+    assert [one["input_ids"] for one in np.load(out / "packed.npy", allow_pickle=True)] == [
+        b["input_ids"] for b in bins
+    ]
+    packed = read_json(out / "tokens.json")["packed"]
+    assert (counts["packed_bins"], packed["bins"]) == (len(bins), len(bins))
+    tokens = sum(len(one["input_ids"]) for one in bins)
+    assert tokens == counts["tokens"]
+    assert packed["wasted"] == 300 * len(bins) - (tokens - 60)  # a row counts one less
+    assert counts["packed_efficiency"] == packed["efficiency"] > 0.9
+
+
+def test_a_pack_must_take_the_longest_row() -> None:
+    wired = {"inputs": {"dataset": "d", "model": "m"}, "packed": {"formats": ["nemo"], "size": 100}}
+    TokenizeStage.model_validate({**wired, "max_tokens": 101})
+    with pytest.raises(ValueError, match=r"max_tokens is 102, but a pack of packed.size 100 takes rows of at most 101"):
+        TokenizeStage.model_validate({**wired, "max_tokens": 102})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "a", "prompt": "b"}', r":3: no column 'response'; the columns are 'id', 'prompt'"),
+        ('{"id": "a", "prompt": 5, "response": "c"}', ":3: prompt: found int"),
+        ('{"id": "a", "prompt": ["b"], "response": "c"}', ":3: prompt: found a list"),
+        ('{"id": "a", "prompt": "b", "response": "\\ud800"}', ":3: response: a lone surrogate"),
+        ("[]", ":3: found a JSON list"),
+    ],
+)
+@pytest.mark.parametrize("decoder", ["msgspec", "json"])
+def test_a_bad_line_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str, line: str, message: str
+) -> None:
+    if decoder == "json":
+        monkeypatch.setattr(chat_rows, "_decoder", lambda: chat_rows._nothing)
+    path = tmp_path / "dataset.jsonl"
+    path.write_text(json.dumps(row(0)) + "\n\n" + line + "\n")
+    with pytest.raises(RequestError, match=message) as error:
+        tokenize_file(
+            path, model, tmp_path, max_tokens=9, scratch=tmp_path, workers=1, progress=Progress("t", 2, "rows")
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_rows_are_the_same_without_msgspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "dataset.jsonl"
+    others = [{"id": 7, "prompt": "é", "response": "\u3000", "x": float("nan")}, {**row(1), "problem_id": None}]
+    path.write_text("\n".join(json.dumps(one) for one in [row(0), *others, {**row(2), "problem_id": 3}]))
+    found = list(chat_rows.read_chats(path, (0, path.stat().st_size)))
+    assert found[0].ids == ["p0/0", "7", "p1/0", "p2/0"]
+    assert found[0].problems == ["What is 2+2?", "é", "What is 2+2?", "3"]
+    monkeypatch.setattr(chat_rows, "_decoder", lambda: chat_rows._nothing)
+    assert list(chat_rows.read_chats(path, (0, path.stat().st_size))) == found
