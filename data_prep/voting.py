@@ -100,21 +100,39 @@ def vote_rows(
             yield vote([_readable(answer, same) for answer in answers], lambda a, b: (a, b) in same, voting)  # noqa: B023
 
 
+def agreements(questions: Iterable[tuple[Row, str, str]], grader: BaseGrader, workers: int) -> Iterator[bool]:
+    """Of each problem's row and two extracted answers, whether the answers mean the same, in order.
+
+    As in `vote_rows`; but for graders that cannot vote, two answers mean the same where they are the same text.
+    """
+    if str(getattr(grader, "type", "")) in UNVOTABLE:
+        yield from (first.strip() == second.strip() for _, first, second in questions)
+        return
+    with GradingPool(grader, workers) as pool:
+        yield from _agreements(questions, grader, pool)
+
+
+def _agreements(questions: Iterable[tuple[Row, str, str]], grader: BaseGrader, pool: GradingPool) -> Iterator[bool]:
+    """Each answer, taken as right, has to accept the other."""
+
+    def asked() -> Iterator[tuple[Pair, Verdict | None]]:
+        for row, first, second in questions:
+            for right, answer in ((first, second), (second, first)):
+                gold = grader.gold({**row, "answer": right})
+                yield (gold, answer), grader.decide(gold, answer)
+
+    verdicts = pool.verdicts(asked())
+    for verdict in verdicts:
+        yield (verdict, next(verdicts)) == ("correct", "correct")
+
+
 def _compare(row: Row, answers: Iterable[str | None], grader: BaseGrader, pool: GradingPool) -> set[Pair]:
     """The pairs of answers that mean the same, each sorted; (a, a) where an answer can be read at all."""
     texts = sorted({answer for answer in answers if answer is not None})
-    golds = {text: grader.gold({**row, "answer": text}) for text in texts}
     pairs = [(text, text) for text in texts] + list(combinations(texts, 2))
-
-    def questions() -> Iterator[tuple[Pair, Verdict | None]]:
-        for first, second in pairs:
-            for gold, answer in ((golds[first], second), (golds[second], first)):
-                yield (gold, answer), grader.decide(gold, answer)
-
-    verdicts = iter(pool.verdicts(questions()))
-    accepted = {pair: next(verdicts) == next(verdicts) == "correct" for pair in pairs}
+    same = _agreements(((row, *pair) for pair in pairs), grader, pool)
     # An expression that was not worked out may fail even against itself; it still is one answer, alone or not.
-    return {pair for pair, both in accepted.items() if both}
+    return {pair for pair, both in zip(pairs, same, strict=True) if both}
 
 
 def _readable(answer: str | None, same: set[Pair]) -> str | None:

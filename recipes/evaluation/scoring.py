@@ -39,6 +39,8 @@ class Columns(Strict):
     """Share of problems in which having no answer is more frequent than every answer."""
     timeout: float
     """Samples whose verification ran out of time; they count as not correct."""
+    no_verdict: float = 0.0
+    """Samples on which a judge model gave no verdict that can be read; they count as not correct."""
     tokens_mean: float | None
     """Completion tokens; null where the engine counted none, as in the quantiles."""
     tokens_p50: float | None
@@ -83,7 +85,8 @@ class Scores(Strict):
     per_problem: list[ProblemScore]
 
 
-Equivalent = Callable[[Sequence[tuple[str, str]]], Iterable[bool]]
+Equivalent = Callable[[Sequence[tuple[str, str, str]]], Iterable[bool]]
+"""Tells of each problem (by its id) and two answers to it whether they mean the same."""
 
 
 class _Sample(NamedTuple):
@@ -112,7 +115,7 @@ def score(
         where: the file of the rows, for errors.
         sampling: what the samples were drawn with; `samples` is n.
         grader: the grader's configuration.
-        equivalent: tells of each pair of extracted answers whether they mean the same.
+        equivalent: compares extracted answers.
 
     Raises:
         RequestError: where a problem has not exactly n samples numbered 0..n-1, a row belongs to no problem, or no
@@ -245,9 +248,12 @@ def _sample(row: Mapping[str, Any]) -> _Sample:
 
 def _classes(samples: Mapping[str, Sequence[_Sample]], equivalent: Equivalent) -> dict[str, list[int | None]]:
     answers = {problem: [sample.answer for sample in drawn] for problem, drawn in samples.items()}
-    pairs = sorted({pair for drawn in answers.values() for pair in metrics.open_pairs(drawn)})
-    same = {pair for pair, is_same in zip(pairs, equivalent(pairs), strict=True) if is_same}
-    return {problem: metrics.answer_classes(drawn, same) for problem, drawn in answers.items()}
+    asked = [(problem, *pair) for problem, drawn in answers.items() for pair in metrics.open_pairs(drawn)]
+    same: dict[str, set[tuple[str, str]]] = {problem: set() for problem in answers}
+    for (problem, one, other), is_same in zip(asked, equivalent(asked), strict=True):
+        if is_same:
+            same[problem].add((one, other))
+    return {problem: metrics.answer_classes(drawn, same[problem]) for problem, drawn in answers.items()}
 
 
 def _problem_score(problem: str, drawn: Sequence[_Sample], classes: Sequence[int | None]) -> ProblemScore:
@@ -293,6 +299,7 @@ def _columns(samples: Sequence[Sequence[_Sample]], classes: Sequence[Sequence[in
         no_answer=_mean([not metrics.has_answer(sample.answer) for sample in drawn]),
         no_answer_majority=_mean([metrics.no_answer_leads(group) for group in classes]),
         timeout=_mean([sample.answer.verdict == "timeout" for sample in drawn]),
+        no_verdict=_mean([sample.answer.verdict == "unparseable_verdict" for sample in drawn]),
         tokens_mean=_mean(tokens) if tokens else None,
         tokens_p50=_quantile(tokens, 0.5),
         tokens_p90=_quantile(tokens, 0.9),

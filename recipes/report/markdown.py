@@ -35,6 +35,7 @@ def _scores(content: Content) -> str:
         ["no answer", *(percent(m.columns.no_answer) for m in models)],
         ["no answer leads", *(percent(m.columns.no_answer_majority) for m in models)],
         ["timed out", *(percent(m.columns.timeout) for m in models)],
+        ["no verdict", *(percent(m.columns.no_verdict) for m in models)],
         ["tokens, mean", *(number(m.columns.tokens_mean) for m in models)],
         ["tokens, 90th percentile", *(number(m.columns.tokens_p90) for m in models)],
         *([f"tied votes, {name}", *(percent(m.ties[name]) for m in models)] for name in content.first_scores.ties),

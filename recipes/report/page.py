@@ -85,6 +85,7 @@ _COLUMN_ROWS = (
     ("no_answer", "No answer", "samples in which none was found or could be read", "percent"),
     ("no_answer_majority", "No answer leads", "problems where no answer is the most frequent outcome", "percent"),
     ("timeout", "Timed out", "samples whose verification did, counted as not right", "percent"),
+    ("no_verdict", "No verdict", "samples on which a judge model gave none, counted as not right", "percent"),
     ("tokens_mean", "Tokens, mean", "of a completion", "number"),
     ("tokens_p50", "Tokens, median", "", "number"),
     ("tokens_p90", "Tokens, 90th percentile", "", "number"),

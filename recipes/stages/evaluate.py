@@ -3,7 +3,7 @@
 Its artifact holds `samples.jsonl` (graded rows) and `scores.json` (`recipes.evaluation.scoring.Scores`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from data_prep.generation import HFEngine, VLLMEngine
 from data_prep.generation.sampling import Sampling
 from data_prep.generation.vllm import check_gpus
-from data_prep.grading import Grader, equivalent_pairs, grade_rows
+from data_prep.grading import Grader, grade_rows
+from data_prep.voting import agreements
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Operational, Strict, key_config
 from reasonforge.errors import RequestError
@@ -93,7 +94,7 @@ class EvaluateStage(Stage):
             where=str(samples),
             sampling=self.sampling.model_dump(mode="json"),
             grader=key_config(self.grader),
-            equivalent=partial(self._equivalent, context),
+            equivalent=partial(self._equivalent, context, {problem["id"]: problem for problem in problems}),
             resamples=self.resamples,
             seed=context.seed,
         )
@@ -106,8 +107,11 @@ class EvaluateStage(Stage):
             f"pass@{scores.n}": scores.metrics[f"pass@{scores.n}"].value,
         }
 
-    def _equivalent(self, context: StageContext, pairs: Sequence[tuple[str, str]]) -> Iterator[bool]:
-        with context.progress("comparing answers", len(pairs), "pairs") as progress:
-            for same in equivalent_pairs(pairs, self.grader, self.workers):
+    def _equivalent(
+        self, context: StageContext, problems: Mapping[str, Mapping[str, Any]], asked: Sequence[tuple[str, str, str]]
+    ) -> Iterator[bool]:
+        questions = ((problems[problem], one, other) for problem, one, other in asked)
+        with context.progress("comparing answers", len(asked), "pairs") as progress:
+            for same in agreements(questions, self.grader, self.workers):
                 progress.advance()
                 yield same

@@ -3,7 +3,7 @@ from itertools import permutations
 import pytest
 
 from data_prep.grading import ChoiceGrader, CodeGrader, ExactGrader, MathVerifyGrader, NumericGrader
-from data_prep.voting import Vote, Voting, vote, vote_rows
+from data_prep.voting import Vote, Voting, agreements, vote, vote_rows
 from reasonforge.errors import RequestError
 
 
@@ -80,3 +80,12 @@ def test_the_right_answer_of_the_row_plays_no_part() -> None:
 def test_programs_cannot_be_voted_on() -> None:
     with pytest.raises(RequestError, match="code: cannot say whether two answers are the same"):
         next(vote_rows([samples("a")], CodeGrader(), 1))
+
+
+def test_agreements_go_by_the_row() -> None:
+    lengths = NumericGrader()
+    metres, letters = {"answer": "3 m"}, {"answer": "A", "options": ["red", "blue"]}
+    questions = [(metres, "300 cm", "3 m"), (metres, "3 m", "3 cm")]
+    assert list(agreements(questions, lengths, 1)) == [True, False]
+    assert list(agreements([(letters, "A", "red"), (letters, "A", "blue")], ChoiceGrader(), 1)) == [True, False]
+    assert list(agreements([({}, "a = 1", "a = 1 "), ({}, "a = 1", "b = 1")], CodeGrader(), 1)) == [True, False]
