@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from data_prep.hashing import Units, compiled, constants, run_hashes, split_units
+from data_prep.hashing import Units, constants, run_hashes, split_units
+from data_prep.native import compiled
 from reasonforge.config import Strict
 
 if TYPE_CHECKING:
@@ -19,6 +20,17 @@ ENDING = 4
 """Words at the end of a short problem by which it is looked for; the beginnings of problems are more alike."""
 FILTER_BITS = 64
 """Bits in the filter for each run: 5,000 problems of 60 words take 2 MiB, which a processor's cache holds."""
+
+
+class Benchmark(Strict):
+    """A file of evaluation problems that no row may share words with."""
+
+    path: str
+    """A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet), a saved split, or a Hub name, as `data_prep.rows` reads it."""
+    column: str = "prompt"
+    """Where it has the problem's text."""
+    name: str | None = None
+    """What it is called in the hits; null takes the file's name."""
 
 
 class Decontamination(Strict):
@@ -38,6 +50,8 @@ class Decontamination(Strict):
     1 finds all of them anywhere."""
     columns: list[Literal["prompt", "response"]] = Field(default=["prompt"], min_length=1)
     """Where they are looked for; `response` finds a problem that is recited in the reasoning too."""
+    against: list[Benchmark] = Field(default_factory=list)
+    """Further files of evaluation problems, besides those of the stage's own problems."""
 
 
 class _Run(NamedTuple):
@@ -171,19 +185,18 @@ class _Known:
         """Where a run starts that the filter lets pass."""
         import numpy as np
 
-        mix, three, seven = constants()[2], np.uint64(3), np.uint64(7)
-        if kernel := compiled(_filter):
+        if passing := compiled(_filter):
             at: Places = np.empty(len(runs), np.int64)
-            count = kernel(runs, units.offsets, self._length, mix, self._shift, three, seven, self._filter, at)
-            return at[:count]
+            return at[: passing(runs, units.offsets, self._length, self._shift, constants(), self._filter, at)]
+        mix, three, seven = constants()[2], np.uint64(3), np.uint64(7)
         ends = np.repeat(units.offsets[1:], np.diff(units.offsets))
         slots = (runs * mix) >> self._shift
         known = (self._filter[slots >> three] >> (slots & seven).astype(np.uint8)) & 1
         return np.flatnonzero(known.astype(bool) & (np.arange(len(runs)) + self._length <= ends))
 
 
-def _filter(runs, offsets, length, mix, shift, three, seven, known, found):  # type: ignore[no-untyped-def]  # a kernel
-    count = 0
+def _filter(runs, offsets, length, shift, constants, known, found):  # type: ignore[no-untyped-def]  # a kernel
+    mix, three, seven, count = constants[2], np.uint64(3), np.uint64(7), 0
     for row in range(len(offsets) - 1):
         for at in range(offsets[row], offsets[row + 1] - length + 1):
             slot = (runs[at] * mix) >> shift

@@ -10,13 +10,15 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from data_prep.hashing import Unit, Units, compiled, run_hashes, split_one, split_units
+from data_prep.hashing import STEP, Unit, Units, constants, run_hashes, shared, shared_words, split_units, weights
 from data_prep.minhash import Index, sketch
+from data_prep.native import compiled
 from reasonforge.config import Strict
 
 if TYPE_CHECKING:
@@ -39,12 +41,19 @@ class Deduplicator:
 
     def first(self, row: Row) -> str | None:
         """The id of the first row that is equal to this one; None where this is the first, which is remembered."""
-        text = "\0".join(" ".join(row[column].split()) for column in ("prompt", "response"))
-        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if key not in self._seen:
-            self._seen[key] = row["id"]
-            return None
-        return self._seen[key]
+        return self.first_of(equality_key(row), row["id"])
+
+    def first_of(self, key: bytes, row_id: str) -> str | None:
+        """As `first`, of a row whose `equality_key` is known."""
+        known = len(self._seen)
+        first = self._seen.setdefault(key, row_id)
+        return None if len(self._seen) > known else first
+
+
+def equality_key(row: Row) -> bytes:
+    """The 16 bytes that are the same for equal rows only."""
+    text = "\0".join(" ".join(row[column].split()) for column in ("prompt", "response"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class NearDuplicates(Strict):
@@ -81,31 +90,34 @@ class NearDeduplicator:
     A row is a duplicate where it is similar enough to a row that is kept; being similar to a row that was itself
     dropped does not count, so similarity is not handed on from row to row. The texts of kept rows wait on the disk, in
     a nameless file in `directory` as large as they are. In memory a million rows take 240 MB at the default threshold
-    (measured; between doublings of its tables 200 to 340), and each row 16 bytes and its id.
+    (measured; between doublings of its tables 220 to 310), and each row 16 bytes and its id.
     """
 
     def __init__(self, config: NearDuplicates, directory: Path):
         self._config = config
         self._index = Index(config.threshold)
         self._kept = _Kept(directory)
+        self._overlap = _Overlap(config)
 
     def find(self, rows: Sequence[Row]) -> list[Duplicate | None]:
         """Of each row, what it duplicates; None where it is kept. Any number of rows at a time; a thousand is fast."""
         config = self._config
-        texts = ["\n".join([row[column] for column in config.columns]) for row in rows]
-        units = split_units(texts, config.shingle)
+        units = split_units(["\n".join([row[column] for column in config.columns]) for row in rows], config.shingle)
         runs = run_hashes(units, config.size)
         signatures = sketch(runs, units.offsets, config.size, self._index.bins)
+        self._overlap.batch(units, runs)
         found: list[Duplicate | None] = [None] * len(rows)
-        written = 0
+        kept: list[int] = []  # rows of this batch, whose texts are not yet on the disk
+        looked = 0
         for row, candidates in self._index.candidates(signatures):
-            self._kept.add(units, rows, written, row)
-            written = row + 1
-            found[row] = self._compare(units, runs, row, candidates)
+            kept.extend(range(looked, row))
+            looked = row + 1
+            found[row] = self._compare(units, rows, kept, row, candidates)
             if found[row] is None:
                 self._index.keep(signatures[row])
-                self._kept.add(units, rows, row, row + 1)
-        self._kept.add(units, rows, written, len(rows))
+                kept.append(row)
+        kept.extend(range(looked, len(rows)))
+        self._kept.add(units, kept, [rows[row]["id"] for row in kept])
         return found
 
     @property
@@ -113,16 +125,16 @@ class NearDeduplicator:
         """Bytes that are remembered, ids included."""
         return self._index.memory + self._kept.memory
 
-    def _compare(self, units: Units, runs: "Hashes", row: int, candidates: list[int]) -> Duplicate | None:
-        config, mine = self._config, _text_of(units, row)
+    def _compare(
+        self, units: Units, rows: Sequence[Row], kept: list[int], row: int, candidates: list[int]
+    ) -> Duplicate | None:
+        mine, before = _text_of(units, row), len(self._kept)
         for number in candidates:
-            theirs = self._kept.text(number)
-            if theirs == mine:
-                return Duplicate(self._kept.id(number), 1.0)
-            other = split_one(theirs, config.shingle)
-            similarity = _jaccard(units, runs, row, other, run_hashes(other, config.size), config.size)
-            if similarity >= config.threshold:
-                return Duplicate(self._kept.id(number), similarity)
+            theirs = self._kept.text(number) if number < before else _text_of(units, kept[number - before])
+            similarity = 1.0 if theirs == mine else self._overlap.similarity(row, theirs)
+            if similarity >= self._config.threshold:
+                of = self._kept.id(number) if number < before else rows[kept[number - before]]["id"]
+                return Duplicate(of, similarity)
         return None
 
 
@@ -130,29 +142,29 @@ class _Kept:
     """Texts (on the disk) and ids of the rows that are kept, by number."""
 
     def __init__(self, directory: Path):
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=1 << 20)  # noqa: SIM115 (closed with the object)
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed with the object)
         self._ends = array("q", [0])
-        self._flushed = 0
         self._ids = bytearray()
         self._id_ends = array("q", [0])
 
-    def add(self, units: Units, rows: Sequence[Row], start: int, stop: int) -> None:
-        """Remember rows `start` to `stop` of a batch."""
-        if start == stop:
-            return
-        begin = int(units.rows[start])
-        self._file.write(units.text[begin : units.rows[stop]].data)
-        base = self._ends[-1] - begin
-        self._ends.extend((units.rows[start + 1 : stop + 1] + base).tolist())
-        for row in rows[start:stop]:
-            self._ids += row["id"].encode("utf-8", "surrogatepass")
-            self._id_ends.append(len(self._ids))
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, units: Units, rows: list[int], ids: list[str]) -> None:
+        """Remember rows of a batch, behind those that are there."""
+        text, ends = units.text.data, units.rows.tolist()
+        gaps = [place for place in range(1, len(rows)) if rows[place] > rows[place - 1] + 1]
+        for begin, end in pairwise([0, *gaps, len(rows)]) if rows else ():
+            self._file.write(text[ends[rows[begin]] : ends[rows[end - 1] + 1]])
+        self._file.flush()
+        lengths = (ends[row + 1] - ends[row] for row in rows)
+        self._ends.extend(accumulate(lengths, initial=self._ends.pop()))
+        names = [name.encode("utf-8", "surrogatepass") for name in ids]
+        self._ids += b"".join(names)
+        self._id_ends.extend(accumulate(map(len, names), initial=self._id_ends.pop()))
 
     def text(self, number: int) -> bytes:
         begin, end = self._ends[number], self._ends[number + 1]
-        if end > self._flushed:
-            self._file.flush()
-            self._flushed = self._ends[-1]
         return os.pread(self._file.fileno(), end - begin, begin)
 
     def id(self, number: int) -> str:
@@ -163,26 +175,55 @@ class _Kept:
         return 8 * (len(self._ends) + len(self._id_ends)) + len(self._ids)
 
 
+class _Overlap:
+    """Compares the sets of shingles of texts. The shingles themselves, as another may have a shingle's hash."""
+
+    def __init__(self, config: NearDuplicates):
+        self._words, self._unit, self._size = config.shingle == "words", config.shingle, config.size
+        self._room = 0
+
+    def batch(self, units: Units, runs: "Hashes") -> None:
+        """These are the texts to compare others with, and what `run_hashes` says of them."""
+        self._units, self._runs = units, runs
+
+    def similarity(self, row: int, other: bytes) -> float:
+        """Jaccard, of a row of the batch and another text, which comes from `Units.text` too and is not equal."""
+        import numpy as np
+
+        first, end = int(self._units.offsets[row]), int(self._units.offsets[row + 1])
+        if first == end or not other:
+            return 0.0
+        sharing, sharing_words = compiled(shared), compiled(shared_words)
+        if sharing is None or sharing_words is None:
+            ours, theirs = _shingles(self._units, row, self._size), _shingles(self._units_of(other), 0, self._size)
+            return len(ours & theirs) / len(ours | theirs)
+        self._make_room(end - first + len(other))
+        mine = (self._units.text, self._units.starts, self._runs, first, end - first, self._size)
+        if self._words:
+            text = np.frombuffer(other + bytes(STEP), np.uint8)
+            both = sharing_words(*mine, text, len(other), weights(), constants(), *self._scratch, *self._result)
+        else:
+            units = self._units_of(other)
+            runs = run_hashes(units, self._size)
+            both = sharing(*mine, units.text, units.starts, runs, len(runs), *self._result)
+        return float(both / self._result[1][0])
+
+    def _units_of(self, text: bytes) -> Units:
+        return split_units([text.decode("utf-8", "surrogatepass")], self._unit)
+
+    def _make_room(self, units: int) -> None:
+        """Make the arrays that the kernels work in, where they are not large enough for so many units."""
+        import numpy as np
+
+        if units <= self._room:
+            return
+        self._room = 2 * units
+        self._scratch = tuple(np.empty(self._room + 1, kind) for kind in (np.int64, np.uint64, np.uint64))
+        self._result = np.empty(1 << (2 * self._room).bit_length(), np.int32), np.zeros(2, np.int64)
+
+
 def _text_of(units: Units, row: int) -> bytes:
     return units.text[units.rows[row] : units.rows[row + 1]].tobytes()
-
-
-def _jaccard(units: Units, runs: "Hashes", row: int, other: Units, other_runs: "Hashes", size: int) -> float:
-    """The similarity of a row of `units` and the only one of `other`."""
-    kernel = compiled(_overlap)
-    if kernel is None:
-        ours, theirs = _shingles(units, row, size), _shingles(other, 0, size)
-        return len(ours & theirs) / len(ours | theirs)
-    import numpy as np
-
-    begin, end = units.offsets[row], units.offsets[row + 1]
-    if begin == end or not len(other.hashes):  # two empty texts are equal bytes, so one is not
-        return 0.0
-    mine = (units.text, units.starts[begin : end + 1], runs[begin:end])
-    width = 1 << (2 * (int(end - begin) + len(other_runs))).bit_length()
-    table = np.zeros(width, np.int32)
-    shared, together = kernel(*mine, other.text, other.starts, other_runs, size, table, np.uint64(width - 1))
-    return float(shared / together)
 
 
 def _shingles(units: Units, row: int, size: int) -> set[bytes]:
@@ -190,45 +231,3 @@ def _shingles(units: Units, row: int, size: int) -> set[bytes]:
     starts, text = (units.starts[begin : end + 1] - units.starts[begin]).tolist(), _text_of(units, row)
     count = max(min(end - begin, 1), end - begin - size + 1)
     return {text[starts[at] : starts[min(at + size, end - begin)]] for at in range(count)}
-
-
-def _overlap(  # type: ignore[no-untyped-def]
-    text, starts, runs, other_text, other_starts, other_runs, size, table, mask
-):
-    """A kernel: how many shingles two texts share, and have together.
-
-    `table` (zeros) becomes a hash set of shingles: 1 + the place of one of the first text, which turns negative once
-    the other has it too, or of the other behind those of the first. Shingles are equal where their bytes are.
-    """
-    units, count, others = len(runs), max(1, len(runs) - size + 1), max(1, len(other_runs) - size + 1)
-    one = mask // mask
-    shared, together = 0, 0
-    for number in range(count + others):
-        mine = number < count
-        at = number if mine else number - count
-        begin = starts[at] if mine else other_starts[at]
-        end = starts[min(at + size, units)] if mine else other_starts[min(at + size, len(other_runs))]
-        slot = (runs[at] if mine else other_runs[at]) & mask
-        while table[slot] != 0:
-            held = abs(table[slot]) - 1
-            theirs = held - count
-            start = starts[held] if held < count else other_starts[theirs]
-            stop = (
-                starts[min(held + size, units)] if held < count else other_starts[min(theirs + size, len(other_runs))]
-            )
-            same = 0
-            if stop - start == end - begin:
-                while same < end - begin and (text[begin + same] if mine else other_text[begin + same]) == (
-                    text[start + same] if held < count else other_text[start + same]
-                ):
-                    same += 1
-            if same == end - begin:
-                break
-            slot = (slot + one) & mask
-        if table[slot] == 0:
-            table[slot] = number + 1
-            together += 1
-        elif not mine and 0 < table[slot] <= count:
-            table[slot] = -table[slot]
-            shared += 1
-    return shared, together

@@ -5,10 +5,11 @@ The hashes only find candidates: whoever calls compares the text itself before i
 """
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from data_prep.native import compiled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,8 @@ Unit = Literal["words", "characters"]
 BYTE, WORD, MIX, SHIFT = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD, 32
 """Odd 64-bit multipliers (the golden ratio; Degski's and MurmurHash3's mixers) for the bytes of a word, for the units
 of a run, and for mixing; and how far mixing shifts."""
+STEP = 16
+"""Bytes of a word that are hashed at once; a text that the kernels read has as many behind its end."""
 
 
 @dataclass(frozen=True)
@@ -42,50 +45,27 @@ class Units:
 
 
 @functools.cache
-def compiled(kernel: Callable[..., Any]) -> Callable[..., Any] | None:
-    """A kernel compiled by numba, kept on disk for the next process where a directory can be written; None without it.
-
-    A kernel is a function of arrays and integers that works on uint64 only with uint64: Python's own integers would
-    make floating-point numbers of them.
-    """
-    try:
-        numba = importlib.import_module("numba")
-    except ImportError:
-        return None
-    try:
-        return numba.njit(cache=True, nogil=True)(kernel)  # type: ignore[no-any-return]
-    except RuntimeError:  # no directory for the cache can be written
-        return numba.njit(nogil=True)(kernel)  # type: ignore[no-any-return]
-
-
-@functools.cache
 def constants() -> "Hashes":
-    """What the kernels compute with: BYTE, WORD, MIX, SHIFT, 1 and 32 (a space) as uint64."""
+    """What the kernels compute with: BYTE, WORD, MIX, SHIFT and 1 as uint64."""
     import numpy as np
 
-    return np.array([BYTE, WORD, MIX, SHIFT, 1, 32], np.uint64)
+    return np.array([BYTE, WORD, MIX, SHIFT, 1], np.uint64)
 
 
 def split_units(texts: Sequence[str], unit: Unit = "words") -> Units:
     """The units of each text. Words are what stands between white space, as `str.split` has it."""
     if unit == "characters":
         return _characters(texts)
-    kernel = compiled(_split_words)
-    if kernel is None:
+    split = compiled(_split_words)
+    if split is None:
         return _words(texts)
+    if (whole := "".join(texts)).isascii():
+        return _split_encoded(whole.encode(), _offsets(map(len, texts)), split)
     # Other white space than ASCII's is left to Python: it is rare, and so is text that is not ASCII.
     encoded = [
         text.encode() if text.isascii() else " ".join(text.split()).encode("utf-8", "surrogatepass") for text in texts
     ]
-    return _split_encoded(encoded, kernel)
-
-
-def split_one(text: bytes, unit: Unit) -> Units:
-    """The units of one text that comes from `Units.text`; the same as `split_units`, with less around it."""
-    kernel = compiled(_split_words)
-    if kernel is None or unit == "characters":
-        return split_units([text.decode("utf-8", "surrogatepass")], unit)
-    return _split_encoded([text], kernel)
+    return _split_encoded(b"".join(encoded), _offsets(map(len, encoded)), split)
 
 
 def run_hashes(units: Units, size: int) -> "Hashes":
@@ -96,8 +76,8 @@ def run_hashes(units: Units, size: int) -> "Hashes":
     import numpy as np
 
     runs = _empty(len(units.hashes))
-    if kernel := compiled(_roll):
-        kernel(units.hashes, units.offsets, size, constants(), runs)
+    if rolling := compiled(roll):
+        rolling(units.hashes, units.offsets, size, constants(), runs)
         return runs
     multiplier = np.uint64(WORD)
     count = len(runs) - size + 1
@@ -123,24 +103,25 @@ def mixed(values: "Hashes") -> "Hashes":
     return values ^ (values >> shift)
 
 
-def _split_encoded(encoded: list[bytes], kernel: Callable[..., Any]) -> Units:
+def _split_encoded(data: bytes, ends: "Places", split: Callable[..., int]) -> Units:
     import numpy as np
 
-    data = np.frombuffer(b"".join(encoded), np.uint8)
-    ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-    most = int(np.count_nonzero(data <= 32)) + len(encoded) + 1
-    text, starts, hashes = np.empty(len(data) + len(encoded), np.uint8), np.empty(most + 1, np.int64), _empty(most)
-    rows, offsets = np.zeros(len(encoded) + 1, np.int64), np.zeros(len(encoded) + 1, np.int64)
-    kernel(data, ends, constants(), _clean(), text, rows, starts, hashes, offsets)
+    texts = len(ends) - 1
+    most = (len(data) + texts) // 2 + 1
+    text, starts, hashes = np.empty(len(data) + texts + STEP, np.uint8), np.empty(most + 1, np.int64), _empty(most)
+    rows, offsets = np.zeros(texts + 1, np.int64), np.zeros(texts + 1, np.int64)
+    split(np.frombuffer(data, np.uint8), ends, weights(), constants(), text, rows, starts, hashes, offsets)
     return Units(text[: rows[-1]], rows, starts[: offsets[-1] + 1], hashes[: offsets[-1]], offsets)
 
 
 @functools.cache
-def _clean() -> "Hashes":
-    """Each byte, but a space for white space."""
+def weights() -> "Hashes":
+    """What each byte of a part of a word counts, by the part's length, and last what all before it counts."""
     import numpy as np
 
-    return np.array([32 if byte < 128 and chr(byte).isspace() else byte for byte in range(256)], np.uint64)
+    powers = [pow(BYTE, power, 1 << 64) for power in range(STEP + 1)]
+    table = [powers[:length][::-1] + [0] * (STEP - length) + [powers[length]] for length in range(STEP + 1)]
+    return np.array(table, np.uint64)
 
 
 def _empty(length: int) -> "Hashes":
@@ -150,43 +131,60 @@ def _empty(length: int) -> "Hashes":
 
 
 def _split_words(  # type: ignore[no-untyped-def]
-    data, ends, constants, clean, text, rows, starts, hashes, offsets
+    data, ends, weights, constants, text, rows, starts, hashes, offsets
 ):
-    """A kernel. Its inner loop does the same for every byte, as a branch at each end of a word costs more; what it
-    counts is unsigned, as numba asks of other indices whether they count from the end."""
-    multiplier, mix, shift, one, blank = constants[0], constants[2], constants[3], constants[4], constants[5]
-    zero = one - one
-    begin, out, word = 0, zero, zero
+    """Three short loops a text do without a branch at the end of each word, which costs more than they do.
+
+    They go over slices from their beginning, or by unsigned places, as of others numba asks if they count from the end.
+    """
+    begin, out, word = 0, 0, 0
     starts[0] = 0
-    for row in range(len(ends)):
-        gap, value = one, one
-        for at in range(begin, ends[row]):
-            byte = clean[data[at]]
-            space = one if byte == blank else zero
-            text[out] = byte
-            hashes[word] = value
-            out += one - (space & gap)
-            starts[word + one] = out + one - space
-            word += space & (one - gap)
-            value = one if byte == blank else value * multiplier + byte
-            gap = space
-        if gap == zero:
-            text[out] = blank
-            hashes[word] = value
-            out += one
-            word += one
-        begin = ends[row]
+    for row in range(len(ends) - 1):
+        size = ends[row + 1] - begin
+        given, made = data[begin : begin + size], text[out : out + size + 1]
+        for at in range(size):
+            byte = given[at]
+            made[at] = 32 if ((byte >= 9) & (byte <= 13)) | ((byte >= 28) & (byte <= 31)) else byte
+        made[size] = 32
+        end, twice = size + 1, made[0] == 32
+        for at in range(size):
+            twice |= (made[at] == 32) & (made[at + 1] == 32)
+        if twice:
+            end, gap = 0, True
+            for at in range(size + 1):
+                made[end] = made[at]
+                blank = made[at] == 32
+                end += not (blank and gap)
+                gap = blank
+        first = word
+        for at in range(end):
+            starts[np.uint64(word + 1)] = out + at + 1
+            word += made[at] == 32
+        hash_words(text, starts, first, word, weights, constants, hashes)  # type: ignore[no-untyped-call]
+        begin, out = ends[row + 1], out + end
         rows[row + 1] = out
         offsets[row + 1] = word
-    starts[word] = out
-    for number in range(word):
-        value = (hashes[number] ^ (hashes[number] >> shift)) * mix
+
+
+def hash_words(text, starts, first, last, weights, constants, hashes):  # type: ignore[no-untyped-def]
+    """The hash of some words, of STEP bytes at once: what stands behind a word's end counts zero times."""
+    mix, shift, one = constants[2], constants[3], constants[4]
+    for number in range(first, last):
+        at, left, value = starts[number], starts[number + 1] - starts[number] - 1, one
+        while left > 0:
+            weight = weights[min(left, 16)]
+            value *= weight[16]
+            for place in range(16):
+                value += text[np.uint64(at + place)] * weight[place]
+            at += 16
+            left -= 16
+        value = (value ^ (value >> shift)) * mix
         hashes[number] = value ^ (value >> shift)
 
 
-def _roll(hashes, offsets, size, constants, runs):  # type: ignore[no-untyped-def]  # a kernel
-    multiplier = constants[1]
-    leaving = multiplier // multiplier
+def roll(hashes, offsets, size, constants, runs):  # type: ignore[no-untyped-def]
+    """The hash of each run of units, from that of the one before."""
+    multiplier, leaving = constants[1], constants[4]
     for _ in range(size):
         leaving = leaving * multiplier
     for row in range(len(offsets) - 1):
@@ -199,6 +197,75 @@ def _roll(hashes, offsets, size, constants, runs):  # type: ignore[no-untyped-de
         for at in range(begin + size, end):
             value = value * multiplier + hashes[at] - leaving * hashes[at - size]
             runs[at - size + 1] = value
+
+
+def shared_words(  # type: ignore[no-untyped-def]
+    text, starts, runs, first, units, size, other, length, weights, constants, other_starts, hashes, other_runs, table,
+    result
+):  # fmt: skip
+    """As `shared`, where the other text is not yet cut into words."""
+    words, other_starts[0] = 0, 0
+    for at in range(length):
+        other_starts[words + 1] = at + 1
+        words += other[at] == 32
+    hash_words(other, other_starts, 0, words, weights, constants, hashes)  # type: ignore[no-untyped-call]
+    result[0], result[1] = 0, words
+    roll(hashes, result, size, constants, other_runs)  # type: ignore[no-untyped-call]
+    return shared(  # type: ignore[no-untyped-call]
+        text, starts, runs, first, units, size, other, other_starts, other_runs, words, table, result
+    )
+
+
+def shared(  # type: ignore[no-untyped-def]
+    text, starts, runs, first, units, size, other_text, other_starts, other_runs, other_units, table, result
+):
+    """How many shingles two texts share; `result` is how many they have together.
+
+    `table` becomes a hash set of shingles: 1 + the place of one of the first text, which turns negative once the other
+    has it too, or of the other behind those of the first. Shingles are equal where their bytes are.
+    """
+    count, others = max(1, units - size + 1), max(1, other_units - size + 1)
+    width = 1
+    while width < 2 * (count + others):
+        width *= 2
+    for place in range(width):
+        table[place] = 0
+    both, together, before, end_before = 0, 0, -1, 0
+    for number in range(count + others):
+        mine = number < count
+        at = number + first if mine else number - count
+        begin = starts[at] if mine else other_starts[at]
+        end = starts[min(at + size, first + units)] if mine else other_starts[min(at + size, other_units)]
+        slot = np.int64((runs[at] if mine else other_runs[at]) & np.uint64(width - 1))
+        while table[slot] != 0:
+            held = abs(table[slot]) - 1
+            theirs = held - count
+            start = starts[first + held] if held < count else other_starts[theirs]
+            stop = (
+                starts[first + min(held + size, units)]
+                if held < count
+                else other_starts[min(theirs + size, other_units)]
+            )
+            # Of the next two after two that are equal, all but the last unit is known to be; not so in the other text's
+            # first, before which there is none.
+            same = end_before - begin if held == before + 1 and 0 < held < count and number != count else 0
+            if stop - start == end - begin:
+                while same < end - begin and (text[begin + same] if mine else other_text[begin + same]) == (
+                    text[start + same] if held < count else other_text[start + same]
+                ):
+                    same += 1
+            if same == end - begin:
+                break
+            slot = (slot + 1) & (width - 1)
+        before, end_before = abs(table[slot]) - 1, end
+        if table[slot] == 0:
+            table[slot] = number + 1
+            together += 1
+        elif not mine and 0 < table[slot] <= count:
+            table[slot] = -table[slot]
+            both += 1
+    result[0] = together
+    return both
 
 
 def _words(texts: Sequence[str]) -> Units:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.decontamination import Decontamination, EvaluationIndex
-from data_prep.hashing import compiled
+from data_prep.native import compiled
 
 LONG = "Find the number of ordered pairs (a, b) of positive integers with a + b = 1000 and no zero digit."
 
