@@ -189,6 +189,7 @@ def _show_jobs(recipe: Any, site_name: str, as_json: bool) -> None:
         for name, need in needs.items()
         if need.gpu is not None
     }
+    remarks = [f"stages.{name}: {it.severity}: {it}" for name, need in needs.items() for it in need.problems]
 
     def show() -> None:
         _show(_table(header, rows))
@@ -200,8 +201,10 @@ def _show_jobs(recipe: Any, site_name: str, as_json: bool) -> None:
         ]
         if lines:
             _show(_table(("stage", "memory of a GPU", "GiB", "share"), lines))
+        for remark in remarks:
+            _show(remark)
 
-    _print(as_json, {**planned.model_dump(mode="json"), "memory": memory}, show)
+    _print(as_json, {**planned.model_dump(mode="json"), "memory": memory, "remarks": remarks}, show)
 
 
 @main.command()
@@ -319,18 +322,20 @@ def verify(run_name: str, runs_dir: Path, as_json: bool) -> None:
 @_json_option
 def doctor(recipe_file: Path | None, overrides: Sequence[str], as_json: bool) -> None:
     """Show what is installed here and, for a recipe, what each of its stages would lack (exit 1 if anything)."""
-    from recipes.doctor import examine, missing_modules
+    from recipes.doctor import examine, missing_modules, other_interpreters
     from recipes.recipe import load_recipe
 
-    lacking = missing_modules(load_recipe(recipe_file, overrides)) if recipe_file else {}
+    recipe = load_recipe(recipe_file, overrides) if recipe_file else None
+    lacking, others = (missing_modules(recipe), other_interpreters(recipe)) if recipe else ({}, {})
     found = examine()
 
     def show() -> None:
         _show(_table(("what", "found"), [(name, version or "-") for name, version in found.items()]))
         for name, modules in lacking.items():
-            click.echo(f"stage {name}: {'lacks ' + ', '.join(modules) if modules else 'has all it needs'}")
+            where = f" in {others[name]}" if name in others else ""
+            click.echo(f"stage {name}: {'lacks ' + ', '.join(modules) if modules else 'has all it needs'}{where}")
 
-    _print(as_json, {"found": found, "lacking": lacking}, show)
+    _print(as_json, {"found": found, "lacking": lacking, "interpreters": others}, show)
     if any(lacking.values()):
         sys.exit(1)
 

@@ -3,10 +3,12 @@
 import importlib.util
 import platform
 import shutil
+import sys
 from typing import Any
 
 from reasonforge.processes import output
 from recipes.environment import PACKAGES, package_version
+from recipes.interpreters import interpreter, missing
 from recipes.recipe import Recipe
 
 _PROGRAMS = {
@@ -30,11 +32,14 @@ def examine() -> dict[str, Any]:
 
 
 def missing_modules(recipe: Recipe) -> dict[str, list[str]]:
-    """For each stage, the modules that its work needs and this Python cannot find."""
-    return {
-        name: [module for module in dict.fromkeys(stage.needs) if importlib.util.find_spec(module) is None]
-        for name, stage in recipe.stages.items()
-    }
+    """For each stage, the modules that its work needs and the Python that runs it here cannot find."""
+    return {name: missing(stage) for name, stage in recipe.stages.items()}
+
+
+def other_interpreters(recipe: Recipe) -> dict[str, str]:
+    """For each stage that another Python runs here, which one."""
+    pythons = {name: interpreter(stage.environment) for name, stage in recipe.stages.items()}
+    return {name: python for name, python in pythons.items() if python != sys.executable}
 
 
 def _cuda() -> str | None:

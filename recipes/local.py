@@ -13,11 +13,13 @@ from reasonforge.artifacts import RECEIPT
 from reasonforge.errors import RequestError, StageError, nearest
 from reasonforge.files import write_json
 from reasonforge.processes import start_logged
+from recipes.interpreters import interpreter, variables_for
 from recipes.interruption import EXIT_INTERRUPTED
 from recipes.plan import make_plan, stage_command
 from recipes.recipe import Recipe, save_resolved
 from recipes.run_directory import RunDirectory
 from recipes.run_stage import is_done, open_job, try_lock
+from recipes.stage import Stage
 
 POLL_S = 0.1
 
@@ -81,7 +83,7 @@ def launch(
             if name not in force and is_done(open_job(run, name)):
                 show(Update(name, "skipped"))
                 continue
-            _run_one(run, name, name in force, show)
+            _run_one(run, name, recipe.stages[name], name in force, show)
         run.record("run_finished")
 
 
@@ -97,11 +99,12 @@ def exclusive(run: RunDirectory) -> Iterator[None]:
         yield
 
 
-def _run_one(run: RunDirectory, name: str, force: bool, show: Callable[[Update], None]) -> None:
+def _run_one(run: RunDirectory, name: str, stage: Stage, force: bool, show: Callable[[Update], None]) -> None:
     run.progress(name).unlink(missing_ok=True)
     started = time.monotonic()
-    command = [*stage_command(run.root, name), "--with-parent", str(os.getpid()), *(["--force"] if force else [])]
-    process = start_logged(command, run.log(name), os.environ)
+    command = stage_command(run.root, name, interpreter(stage.environment))
+    command += ["--with-parent", str(os.getpid()), *(["--force"] if force else [])]
+    process = start_logged(command, run.log(name), variables_for(stage))
     try:
         while process.poll() is None:
             show(Update(name, "running", time.monotonic() - started, run.read_progress(name)))

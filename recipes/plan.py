@@ -1,6 +1,5 @@
 """The plan: what a run of a recipe will do, stage by stage, with each stage's command. A pure function."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ RUN_DIRECTORY = Path("RUN_DIR")
 """Stands for the run directory in a plan, which does not depend on where the run will be."""
 
 
-def stage_command(run_directory: Path, stage: str) -> list[str]:
-    """The one command that does a stage, with the Python that runs now."""
-    return [sys.executable, "-m", "recipes.run_stage", str(run_directory), stage]
+def stage_command(run_directory: Path, stage: str, python: str) -> list[str]:
+    """The one command that does a stage, with some Python."""
+    return [python, "-m", "recipes.run_stage", str(run_directory), stage]
 
 
 def make_plan(recipe: Recipe) -> dict[str, Any]:
@@ -29,5 +28,6 @@ def _entry(recipe: Recipe, name: str) -> dict[str, Any]:
         "engine": getattr(engine, "type", None),
         "inputs": {ref.name: ref.stage for ref in stage.input_refs()},
         "kind": stage.kind,
-        "command": ["python", *stage_command(RUN_DIRECTORY, name)[1:]],
+        **({"environment": stage.environment} if stage.environment else {}),
+        "command": stage_command(RUN_DIRECTORY, name, "python"),
     }

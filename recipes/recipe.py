@@ -8,14 +8,21 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Strict, validate
 from reasonforge.document import Document, read_document
 from reasonforge.errors import RequestError, nearest
 from reasonforge.files import read_json, write_json
-from recipes.stage import Stage
+from recipes.stage import InputRef, Stage
 from recipes.stages import AnyStage
+from recipes.stages.distill import DistillStage
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+_CONVERTED_BY: dict[tuple[ArtifactKind, ArtifactKind], str] = {
+    ("hf_checkpoint", "megatron_checkpoint"): "import_checkpoint",
+    ("megatron_checkpoint", "hf_checkpoint"): "export_checkpoint",
+}
 
 
 class Recipe(Strict):
@@ -58,6 +65,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     document = read_document(path, overrides)
     recipe = validate(Recipe, document)
     _check_inputs(recipe, document)
+    for name, stage in recipe.stages.items():
+        try:
+            stage.check_inputs(recipe.stages)
+        except ValueError as error:
+            raise RequestError(document.where(("stages", name)), str(error)) from None
     try:
         recipe.order()
     except CycleError as error:
@@ -103,10 +115,22 @@ def _check_inputs(recipe: Recipe, document: Document) -> None:
                     f"found {ref.stage!r}, but no stage of that name makes anything",
                     nearest(ref.stage, recipe.stages),
                 )
-            if made_by.kind != ref.kind:
-                fitting = [other for other, candidate in recipe.stages.items() if candidate.kind == ref.kind]
-                raise RequestError(
-                    where,
-                    f"{ref.stage} makes {made_by.kind}, but {ref.kind} is needed",
-                    f"{ref.kind} is made by: {', '.join(fitting) or 'no stage of this recipe'}",
-                )
+            if made_by.kind not in (ref.kind, *ref.others):
+                raise _unfit(recipe, where, stage, ref, made_by.kind)
+
+
+def _unfit(recipe: Recipe, where: str, stage: Stage, ref: InputRef, made: ArtifactKind) -> RequestError:
+    """The error of an input of another kind than the stage takes."""
+    if (made, ref.kind) in _CONVERTED_BY:
+        engine = f" with engine {stage.engine.type}" if isinstance(stage, DistillStage) else ""
+        return RequestError(
+            where,
+            f"{ref.stage} makes {made}, but {stage.type} takes {ref.kind}{engine}",
+            f"put an {_CONVERTED_BY[made, ref.kind]} stage between",
+        )
+    fitting = [other for other, candidate in recipe.stages.items() if candidate.kind == ref.kind]
+    return RequestError(
+        where,
+        f"{ref.stage} makes {made}, but {ref.kind} is needed",
+        f"{ref.kind} is made by: {', '.join(fitting) or 'no stage of this recipe'}",
+    )

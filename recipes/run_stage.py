@@ -1,7 +1,8 @@
 """`python -m recipes.run_stage RUN_DIR STAGE`: does one stage, the same on a laptop, in a container and under srun.
 
 It reads the resolved recipe and the input artifacts from the run directory, works in `work/STAGE/KEY` and publishes
-to `stages/STAGE`. It may be killed at any instant and run again. Exit codes: 0 done, 1 failed, 2 bad request,
+to `stages/STAGE`. It may be killed at any instant and run again. A parallel stage is started once for each GPU, by
+srun or torchrun, and the first of its processes publishes. Exit codes: 0 done, 1 failed, 2 bad request,
 85 told to stop (SIGUSR2, SIGTERM), saved, and to be run again.
 """
 
@@ -38,6 +39,7 @@ from reasonforge.files import fsync_path, sha256_file, write_atomic
 from reasonforge.processes import die_with_parent
 from recipes.environment import describe_environment
 from recipes.interruption import EXIT_INTERRUPTED, Interrupted, catch_signals, requested
+from recipes.ranks import ALONE, Rank, find_rank
 from recipes.recipe import Recipe, load_resolved
 from recipes.run_directory import RunDirectory
 from recipes.stage import Stage, StageContext
@@ -124,11 +126,12 @@ def is_done(job: StageJob) -> bool:
     return (target / RECEIPT).exists() and load(target).receipt.key == job.key
 
 
-def run_stage(run: RunDirectory, name: str, *, force: bool = False) -> Artifact:
+def run_stage(run: RunDirectory, name: str, *, force: bool = False, rank: Rank = ALONE) -> Artifact:
     """Do a stage unless it is done, and publish its artifact.
 
     Args:
         force: do it again from the start, whatever is there; the old artifact stays until the new one replaces it.
+        rank: this process among those of a parallel stage, the first of them.
     """
     job = open_job(run, name)
     with _locked(run.stage_lock(name), name):
@@ -138,7 +141,7 @@ def run_stage(run: RunDirectory, name: str, *, force: bool = False) -> Artifact:
             shutil.rmtree(run.work(name), ignore_errors=True)
             return load(run.stage(name))
         sealed = job.workspace / "out"
-        artifact = load(sealed) if (sealed / RECEIPT).exists() else _work(job)
+        artifact = load(sealed) if (sealed / RECEIPT).exists() else _work(job, rank)
         return _publish(job, artifact)
 
 
@@ -160,7 +163,22 @@ def run_part(run: RunDirectory, name: str, part: int) -> None:
             run.record("part_finished", name, part=part)
 
 
-def _context(job: StageJob, part: int | None = None) -> StageContext:
+def assist(run: RunDirectory, name: str, rank: Rank, *, force: bool = False) -> None:
+    """Do a parallel stage's work as one of its processes that publish nothing, unless the first one has no work left:
+    it alone holds the lock, clears the output, and seals, publishes and records."""
+    job = open_job(run, name)
+    sealed = (job.workspace / "out" / RECEIPT).exists()  # looked for before the place to which it may be moved now
+    if force or not (sealed or is_done(job)):
+        job.stage.run(_context(job, rank=rank))
+
+
+def rank_of(run: RunDirectory, name: str) -> Rank:
+    """Which process of a stage this is. One that is not parallel is alone, whatever its environment says."""
+    stage = load_resolved(run.recipe).stages.get(name)
+    return find_rank() if stage is not None and stage.parallel else ALONE
+
+
+def _context(job: StageJob, part: int | None = None, rank: Rank = ALONE) -> StageContext:
     return StageContext(
         stage=job.name,
         seed=job.recipe.seed,
@@ -169,10 +187,11 @@ def _context(job: StageJob, part: int | None = None) -> StageContext:
         scratch=job.workspace / "scratch",
         progress_file=job.run.progress(job.name, part),
         accounting=job.run.accounting,
+        rank=rank,
     )
 
 
-def _work(job: StageJob) -> Artifact:
+def _work(job: StageJob, rank: Rank) -> Artifact:
     """Run the stage in its workspace and seal what it made."""
     workspace, started, clock = job.workspace, time.time(), time.monotonic()
     attempt = _count_attempt(workspace)
@@ -183,7 +202,7 @@ def _work(job: StageJob) -> Artifact:
     (workspace / "scratch").mkdir(exist_ok=True)
     job.run.progress(job.name).parent.mkdir(exist_ok=True)
     job.run.record("stage_started", job.name, attempt=attempt, key=job.key, pid=os.getpid())
-    counts = job.stage.run(_context(job))
+    counts = job.stage.run(_context(job, rank=rank))
     files = hash_files(out)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cost = Cost(
@@ -305,28 +324,34 @@ def main(arguments: list[str] | None = None) -> int:
         die_with_parent(options.with_parent)
     for name, value in _QUIET_THREADS.items():
         os.environ.setdefault(name, value)
-    run = RunDirectory(options.run_dir)
+    run, rank = RunDirectory(options.run_dir), ALONE
     try:
-        if options.part is None:
-            run_stage(run, options.stage, force=options.force)
-        else:
+        rank = rank_of(run, options.stage)
+        if options.part is not None:
             run_part(run, options.stage, options.part)
+        elif rank.first:
+            run_stage(run, options.stage, force=options.force, rank=rank)
+        else:
+            assist(run, options.stage, rank, force=options.force)
     except Interrupted:
-        return _interrupted(run, options)
+        return _interrupted(run, options, rank)
     except Exception as error:  # noqa: BLE001 - the boundary of the process: recorded, logged whole, exit 1
-        if requested():  # a worker that took the signal itself failed because of it
-            return _interrupted(run, options)
-        return _failed(run, options, error)
+        if requested():  # a worker that took the signal itself, or another rank, failed because of it
+            return _interrupted(run, options, rank)
+        return _failed(run, options, rank, error)
     return 0
 
 
-def _interrupted(run: RunDirectory, options: argparse.Namespace) -> int:
-    sys.stderr.write("told to stop: what is done is saved, and the same command goes on from here\n")
-    run.record("stage_interrupted", options.stage, **_part(options))
+def _interrupted(run: RunDirectory, options: argparse.Namespace, rank: Rank) -> int:
+    if rank.first:
+        sys.stderr.write("told to stop: what is done is saved, and the same command goes on from here\n")
+        run.record("stage_interrupted", options.stage, **_which(options, rank))
     return EXIT_INTERRUPTED
 
 
-def _failed(run: RunDirectory, options: argparse.Namespace, error: Exception) -> int:
+def _failed(run: RunDirectory, options: argparse.Namespace, rank: Rank, error: Exception) -> int:
+    """Log an error, and record it. Of the ranks that do not publish only those record one who know what it was:
+    when one dies, all others meet a lost connection."""
     known = isinstance(error, ReasonforgeError)
     if known:
         sys.stderr.write(f"error: {error}\n")
@@ -334,13 +359,17 @@ def _failed(run: RunDirectory, options: argparse.Namespace, error: Exception) ->
         traceback.print_exception(error)
     code = error.exit_code if isinstance(error, ReasonforgeError) else 1
     said = str(error) if known else f"{type(error).__name__}: {error}".splitlines()[0]
-    if not known or run.recipe.exists():
-        run.record("stage_failed", options.stage, exit_code=code, error=said, **_part(options))
+    if run.recipe.exists() if known else rank.first:
+        run.record("stage_failed", options.stage, exit_code=code, error=said, **_which(options, rank))
     return code
 
 
-def _part(options: argparse.Namespace) -> dict[str, int]:
-    return {} if options.part is None else {"part": options.part}
+def _which(options: argparse.Namespace, rank: Rank) -> dict[str, int]:
+    """The part or the rank that an event is about, where the stage has several."""
+    return {
+        **({} if options.part is None else {"part": options.part}),
+        **({"rank": rank.number} if rank.size > 1 else {}),
+    }
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from reasonforge.artifacts import Artifact, ArtifactKind
 from reasonforge.config import Operational, Strict
 from reasonforge.errors import RequestError
 from reasonforge.progress import Progress
+from recipes.ranks import ALONE, Rank
 from recipes.resources import Resources
 
 
@@ -18,6 +19,8 @@ class InputOf:
     """The kind of artifact that a field of a stage's inputs takes: `Annotated[str, InputOf("traces")]`."""
 
     kind: ArtifactKind
+    others: tuple[ArtifactKind, ...] = ()
+    """What it takes as well."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class InputRef:
     name: str
     stage: str
     kind: ArtifactKind
+    others: tuple[ArtifactKind, ...] = ()
+    """Kinds that fit as well."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class StageContext:
     """Where the latest progress goes."""
     accounting: Path | None = None
     """Where a launcher writes what the stages took of a cluster (`recipes.accounting`); on one machine none does."""
+    rank: Rank = ALONE
+    """Which of the stage's processes this is; all but the first leave `out` and the progress alone."""
 
     def path(self, name: str) -> Path:
         """The directory of an input artifact."""
@@ -74,13 +81,20 @@ class Stage(Strict):
     divisible: ClassVar[bool] = False
     """Whether `run_part` can do a part of the work, so that an array of jobs can share it."""
 
-    parallel: ClassVar[bool] = False
-    """Whether it runs as one process for each GPU, on any number of nodes; otherwise as one process on one node."""
-
     type: str
     """Which stage this is; a literal in every subclass."""
     resources: Annotated[Resources, Operational()] = Resources()
     """What it asks of a cluster; on one machine it takes what there is."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether it runs as one process for each GPU, on any number of nodes; otherwise as one process on one node."""
+        return False
+
+    @property
+    def environment(self) -> str | None:
+        """The name of the Python environment that its work needs ("nemo"); None for reasonforge's own."""
+        return None
 
     @property
     @abstractmethod
@@ -97,6 +111,7 @@ class Stage(Strict):
         """Do the work: write the artifact's files into `context.out` and return the counts for its receipt.
 
         It may be killed at any instant and called again: what it needs to go on, it keeps in `context.scratch`.
+        A parallel stage is called in every process at once; they meet before any of them looks into the scratch.
         Raises RequestError for bad input, StageError where the work cannot be done.
         """
 
@@ -108,26 +123,33 @@ class Stage(Strict):
         """
         raise RequestError(f"stage {context.stage}", f"a {self.type} stage cannot be divided", "leave out the array")
 
+    def check_inputs(self, stages: Mapping[str, "Stage"]) -> None:
+        """Raise ValueError where a stage that makes an input does not make what this one's options ask for.
+
+        Args:
+            stages: all of the recipe, by name; each input is made by one of them, and is of the right kind.
+        """
+
     def input_refs(self) -> Iterator[InputRef]:
         """The input artifacts that this stage names, optional ones only where they are given."""
         inputs = getattr(self, "inputs", None)
         if inputs is None:
             return
         for name, field in type(inputs).model_fields.items():
-            kind = _kind_of(field.annotation, field.metadata)
+            mark = _mark_of(field.annotation, field.metadata)
             value = getattr(inputs, name)
-            if isinstance(value, Mapping):
-                yield from (InputRef(f"{name}.{member}", stage, kind) for member, stage in value.items())
-            elif value is not None:
-                yield InputRef(name, value, kind)
+            members = value.items() if isinstance(value, Mapping) else ()
+            yield from (InputRef(f"{name}.{member}", stage, mark.kind, mark.others) for member, stage in members)
+            if isinstance(value, str):
+                yield InputRef(name, value, mark.kind, mark.others)
 
 
-def _kind_of(annotation: Any, metadata: list[Any]) -> ArtifactKind:
+def _mark_of(annotation: Any, metadata: list[Any]) -> InputOf:
     for item in metadata:
         if isinstance(item, InputOf):
-            return item.kind
+            return item
     for argument in get_args(annotation):
         marks = list(getattr(argument, "__metadata__", ()))
         if marks or get_args(argument):
-            return _kind_of(argument, marks)
+            return _mark_of(argument, marks)
     raise TypeError(f"{annotation} has no InputOf")

@@ -201,7 +201,8 @@ def _wrap(name: str, site: Site, placement: Placement, root: Path, python: str) 
     command = [python if placement.image is None else "python3", "-m", "recipes.run_stage", str(root), name]
     environment = site.environment | (OFFLINE if site.offline else {})
     mounts = (str(root), *site.mounts)
-    return site.runtime.wrap(command, placement.image, mounts, environment, str(root), tuple(site.secrets))
+    runtime = placement.runtime or site.runtime
+    return runtime.wrap(command, placement.image, mounts, environment, str(root), tuple(site.secrets))
 
 
 def _parameters(

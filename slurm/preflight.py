@@ -13,11 +13,16 @@ from data_prep.generation import HFEngine
 from reasonforge.display import data_size
 from reasonforge.errors import RequestError
 from reasonforge.processes import finish
+from recipes.engines.nemo.compatibility import check_image
+from recipes.engines.nemo.options import NeMoEngine
+from recipes.preflight.layout import errors
 from recipes.preflight.stages import Need, needs
 from recipes.preflight.table import GIB
 from recipes.recipe import Recipe
+from recipes.stage import Stage
+from recipes.stages.base_model import BaseModelStage, CheckpointSource
 from slurm.plan import ClusterPlan, Job
-from slurm.site import Partition, Site, read_secrets
+from slurm.site import Partition, Placement, Site, read_secrets
 
 PATIENCE_S = 30.0
 
@@ -46,7 +51,14 @@ def site_problems(recipe: Recipe, site: Site, plan: ClusterPlan) -> Iterator[Req
         partition_name = str(site.placement(name, stage).partition)
         yield from _beyond(f"stages.{name}.resources", partition_name, site.partitions[partition_name], stage.resources)
     planned = {job.stage for job in plan.jobs}
+    for name in [name for name in recipe.stages if name in planned]:
+        yield from _image_problems(f"stages.{name}", recipe.stages[name], site.placement(name, recipe.stages[name]))
     for name, need in stage_needs(recipe, site).items():
+        wrong = errors(list(need.problems))
+        if name in planned and wrong:
+            yield from (problem.error(f"stages.{name}") for problem in wrong)
+            if need.remedy and need.gpu is None:
+                yield RequestError(f"stages.{name}", "this layout cannot train", need.remedy)
         if name in planned and need.gpu is not None and not need.gpu.fits:
             largest = max(need.gpu.rows, key=lambda row: row.bytes)
             yield RequestError(
@@ -55,6 +67,15 @@ def site_problems(recipe: Recipe, site: Site, plan: ClusterPlan) -> Iterator[Req
                 f"({largest.component}: {largest.bytes / GIB:.0f})",
                 need.remedy,
             )
+
+
+def _image_problems(where: str, stage: Stage, placement: Placement) -> Iterator[RequestError]:
+    """What the image's name tells: versions of NeMo and Megatron-core that do not train together."""
+    engine = getattr(stage, "engine", None)
+    if isinstance(engine, NeMoEngine) and placement.image is not None:
+        problem = check_image(placement.image, engine)
+        if problem is not None:
+            yield RequestError(f"{where}: {problem.where}", problem.problem, problem.remedy)
 
 
 def stage_needs(recipe: Recipe, site: Site) -> dict[str, Need]:
@@ -115,6 +136,14 @@ def file_problems(recipe: Recipe, site: Site, plan: ClusterPlan) -> Iterator[Req
         for path in stage.external_files:
             if not path.exists():
                 yield RequestError(f"stage {name}: {path}", "no such file", "the recipe names it")
+        if isinstance(stage, BaseModelStage) and isinstance(stage.source, CheckpointSource):
+            config = Path(stage.source.path) / "config.json"
+            if not config.is_file():
+                yield RequestError(
+                    f"stages.{name}.source.path",
+                    f"{config}: no such file",
+                    "download the model where there is a network, and name its directory",
+                )
         engine = getattr(stage, "engine", None)
         if site.offline and isinstance(engine, HFEngine) and engine.model_path and not Path(engine.model_path).is_dir():
             yield RequestError(

@@ -56,6 +56,8 @@ class Placement(Strict):
     """--constraint: features that the nodes must have."""
     image: str | None = None
     """The image of the stage, for a runtime that needs one; null takes the site's."""
+    runtime: Runtime | None = None
+    """How its command is put into an image, or into an environment of its own (NeMo); null takes the site's."""
 
 
 class Secret(Strict):

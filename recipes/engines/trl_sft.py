@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Operational
 from reasonforge.progress import Progress
 from recipes.engines.trl_common import TrainOptions, load_student, save_student, train, training_arguments
@@ -15,6 +16,9 @@ class TRLSFT(TrainOptions):
     """Sequence-level distillation: cross-entropy on the teacher's completions (Kim and Rush 2016)."""
 
     needs: ClassVar[tuple[str, ...]] = ("torch", "transformers", "trl", "datasets", "pyarrow")
+
+    checkpoint: ClassVar[ArtifactKind] = "hf_checkpoint"
+    """What it takes and makes."""
 
     type: Literal["trl"] = "trl"
     learning_rate: float = Field(1e-5, gt=0)

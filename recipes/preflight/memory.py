@@ -36,8 +36,14 @@ class Training(Strict):
     """What of a training decides its memory, besides model, layout, batch and precision."""
 
     recompute: Literal["none", "selective", "full"] = "selective"
-    """What the backward pass computes again: nothing, the core of the attention, or whole layers, one at a time
-    (`recompute_granularity`, `recompute_method=uniform`, `recompute_num_layers=1`). K22, section 5."""
+    """What the backward pass computes again: nothing, the core of the attention, or whole layers
+    (`recompute_granularity`). K22, section 5."""
+
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    """With full: all layers, `recompute_layers` at a time, or only so many of each stage (`recompute_method`)."""
+
+    recompute_layers: Size = 1
+    """See `recompute_method` (`recompute_num_layers`)."""
 
     distributed_optimizer: bool = True
     """Whether the optimizer's state is shared out over data and context parallelism (`use_distributed_optimizer`).
@@ -201,10 +207,16 @@ def layers_in_flight(model: ModelSpec, parallelism: Parallelism, batch: Batch, g
 
 
 def _kept_per_token(run: _Run) -> float:
-    """Bytes that a layer keeps for the backward pass, for each token; with full recomputation its input only."""
-    if run.training.recompute == "full":
-        return run.element * run.model.hidden / run.shards
-    return _layer_per_token(run, scores=run.training.recompute == "none")
+    """Bytes that a layer keeps for the backward pass, for each token; with full recomputation the input only of those
+    that are computed again, of several at a time the first one's. Layers differ with `block`: this is their mean."""
+    training, chunks = run.training, run.parallelism.pipeline * (run.parallelism.virtual_pipeline or 1)
+    if training.recompute != "full":
+        return _layer_per_token(run, scores=training.recompute == "none")
+    inputs = run.element * run.model.hidden / run.shards
+    if training.recompute_method == "uniform":
+        return inputs / training.recompute_layers
+    share = min(training.recompute_layers * chunks / run.model.layers, 1)
+    return share * inputs + (1 - share) * _layer_per_token(run, scores=True)
 
 
 def _layer_per_token(run: _Run, scores: bool) -> float:
@@ -251,7 +263,10 @@ def _working_per_token(run: _Run) -> float:
     if model.experts:
         copies = model.experts_per_token * layout.expert_shards / run.shards
         widest = copies * (3 * model.expert_ffn / layout.expert_shards + model.hidden)
-    again = _layer_per_token(run, scores=True) if run.training.recompute == "full" else 0
+    again = 0.0
+    if run.training.recompute == "full":
+        at_once = run.training.recompute_layers if run.training.recompute_method == "uniform" else 1
+        again = at_once * _layer_per_token(run, scores=True)
     return e * (widest + 2 * model.hidden) + again
 
 

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints_conversion.spec import ModelSpec, read_spec
-from data_prep.generation import HFEngine
+from data_prep.generation import HFEngine, VLLMEngine
 from data_prep.generation.sampling import Sampling
 from reasonforge.errors import RequestError
+from recipes.engines.nemo.options import NeMoEngine
 from recipes.engines.trl_grpo import TRLGRPO
 from recipes.engines.trl_sft import TRLSFT
+from recipes.preflight import nemo
+from recipes.preflight.layout import Problem, errors
 from recipes.preflight.memory import CONTEXT, Conversion, Training, conversion_needs, training_memory
 from recipes.preflight.parallelism import Batch, Parallelism
-from recipes.preflight.serving import cache_per_token
+from recipes.preflight.serving import cache_per_token, serving_memory
 from recipes.preflight.shape import parameters
 from recipes.preflight.table import GIB, MemoryTable, Row
 from recipes.recipe import Recipe
@@ -43,7 +46,9 @@ class Need:
     gpu: MemoryTable | None = None
     """Of its GPU; None where it has none, or the site does not say how much memory one has."""
     remedy: str = ""
-    """What would make it fit, where it does not."""
+    """What would make it fit, or the layout work, where it does not."""
+    problems: tuple[Problem, ...] = ()
+    """What is wrong with how the model is laid over the GPUs, errors first."""
     conversion: Conversion | None = None
     """Of CPU memory and disk, where it converts a model."""
 
@@ -71,7 +76,7 @@ def _models(recipe: Recipe) -> dict[str, ModelSpec]:
         stage = recipe.stages[name]
         if isinstance(stage, BaseModelStage):
             if isinstance(stage.source, CheckpointSource):
-                spec = _spec(stage.source)
+                spec = _spec(Path(stage.source.path))
                 found |= {name: spec} if spec else {}
         elif isinstance(stage, DistillStage | GRPOStage | ImportCheckpointStage):
             found |= {name: found[stage.inputs.model]} if stage.inputs.model in found else {}
@@ -80,10 +85,10 @@ def _models(recipe: Recipe) -> dict[str, ModelSpec]:
     return found
 
 
-def _spec(source: CheckpointSource) -> ModelSpec | None:
+def _spec(directory: Path) -> ModelSpec | None:
     """The shape of a model on disk; None of one that no map covers, which TRL may well train."""
     try:
-        return read_spec(Path(source.path) / "config.json")
+        return read_spec(directory / "config.json")
     except RequestError:
         return None
 
@@ -95,19 +100,47 @@ def _need(recipe: Recipe, name: str, models: Mapping[str, ModelSpec], capacity: 
             return None
         multiple = (stage.pad_vocabulary or 128) if isinstance(stage, ImportCheckpointStage) else 128
         return Need(conversion=conversion_needs(models[name], _ELEMENT[stage.dtype], multiple))
-    if capacity is None:
-        return None
     if isinstance(stage, DistillStage) and name in models:
         tokens = recipe.stages[stage.inputs.tokens]
         length = tokens.max_tokens if isinstance(tokens, TokenizeStage) else models[name].positions
-        return _sft(models[name], stage.engine, length, capacity)
+        if isinstance(stage.engine, NeMoEngine):
+            made_by = recipe.stages[stage.inputs.model]
+            imported = made_by if isinstance(made_by, ImportCheckpointStage) else None
+            wanted, teacher = stage.resources, models.get(stage.inputs.teacher or "")
+            sizes = (length, wanted.nodes, wanted.gpus_per_node)
+            return _nemo(nemo.Plan(models[name], stage.engine, *sizes, teacher, imported), capacity)
+        return None if capacity is None else _sft(models[name], stage.engine, length, capacity)
+    if capacity is None:
+        return None
     if isinstance(stage, GRPOStage) and name in models:
         return Need(_grpo(models[name], stage.engine, capacity), "lower engine.micro_batch_size or engine.prompts")
-    if isinstance(stage, EvaluateStage | GenerateStage) and isinstance(stage.engine, HFEngine):
-        teacher = stage.inputs.model if isinstance(stage, EvaluateStage) else stage.inputs.teacher
-        if teacher in models:
-            return _sampling(models[str(teacher)], stage.engine, stage.sampling, capacity)
+    if isinstance(stage, EvaluateStage | GenerateStage):
+        return _answering(stage, models, capacity)
     return None
+
+
+def _answering(stage: EvaluateStage | GenerateStage, models: Mapping[str, ModelSpec], capacity: int) -> Need | None:
+    """The model comes from a stage, or from a directory that the engine names."""
+    engine = stage.engine
+    if not isinstance(engine, HFEngine | VLLMEngine):
+        return None
+    source = stage.inputs.model if isinstance(stage, EvaluateStage) else stage.inputs.teacher
+    named = _spec(Path(engine.model_path)) if source is None and engine.model_path is not None else None
+    model = models.get(source) if source is not None else named
+    if model is None:
+        return None
+    if isinstance(engine, VLLMEngine):
+        return _serving(model, engine, stage.sampling, capacity)
+    return _sampling(model, engine, stage.sampling, capacity)
+
+
+def _nemo(plan: nemo.Plan, capacity: int | None) -> Need:
+    """The layout and the memory, with the nearest layouts that work where this one does not."""
+    found = tuple(nemo.layout_problems(plan))
+    wrong = {problem.rule for problem in errors(list(found))} - nemo.OWN_RULES
+    table = None if capacity is None or wrong else nemo.memory(plan, capacity)
+    works = not wrong and (table is None or table.fits)
+    return Need(table, "" if works else nemo.remedy(plan, capacity), problems=found)
 
 
 def _sft(model: ModelSpec, engine: TRLSFT, length: int, capacity: int) -> Need:
@@ -172,3 +205,34 @@ def _sampling(model: ModelSpec, engine: HFEngine, sampling: Sampling, capacity: 
     fitting = next((size for size in range(engine.batch_size, 0, -1) if table(size).fits), None)
     remedy = "it takes a GPU with more memory" if fitting is None else f"it would fit with engine.batch_size: {fitting}"
     return Need(table(engine.batch_size), remedy)
+
+
+def _serving(model: ModelSpec, engine: VLLMEngine, sampling: Sampling, capacity: int) -> Need:
+    """vLLM: weights, activations, and a cache for at least one sequence of max_model_len, without which it does not
+    start; all that is left over is more cache."""
+    length = engine.max_model_len or model.positions
+
+    def table(tensor: int, tokens: int) -> MemoryTable:
+        found = serving_memory(
+            model,
+            capacity,
+            tensor=tensor,
+            utilization=engine.gpu_memory_utilization,
+            weight_bytes=4 if engine.dtype == "float32" else 1 if engine.quantization == "fp8" else 2,
+            cache_bytes=2 if engine.kv_cache_dtype == "auto" else 1,
+            sequences=engine.max_num_seqs,
+        )
+        others = [row for row in found.table.rows if row.component != "key-value cache"]
+        cache = Row("key-value cache of one sequence", tokens * found.cache_per_token)
+        return MemoryTable((*others, cache), found.table.capacity, found.table.where)
+
+    wanted = min(sampling.max_tokens + 1024, length)
+    for tensor in (size for size in (1, 2, 4, 8) if size >= engine.tensor_parallel and model.heads % size == 0):
+        if tensor > engine.tensor_parallel and table(tensor, length).fits:
+            return Need(table(engine.tensor_parallel, length), f"it would fit with engine.tensor_parallel: {tensor}")
+        if table(tensor, wanted).fits:
+            more = f", tensor_parallel: {tensor}" if tensor > engine.tensor_parallel else ""
+            return Need(
+                table(engine.tensor_parallel, length), f"it would fit with engine: {{max_model_len: {wanted}{more}}}"
+            )
+    return Need(table(engine.tensor_parallel, length), "it takes GPUs with more memory, or quantization: fp8")

@@ -25,7 +25,9 @@ class ReportInputs(Strict):
     """
     dataset: Annotated[str, InputOf("dataset")] | None = None
     """The curated dataset, for its funnel."""
-    training: dict[str, Annotated[str, InputOf("hf_checkpoint")]] = Field(default_factory=dict)
+    training: dict[str, Annotated[str, InputOf("hf_checkpoint", ("megatron_checkpoint",))]] = Field(
+        default_factory=dict
+    )
     """Trained models by the same names, for their curves."""
 
 

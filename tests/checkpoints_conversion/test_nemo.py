@@ -5,7 +5,6 @@ what needs it is skipped, but fails where CI is true. NeMo is started once for a
 """
 
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from nemo_place import nemo_environment, nemo_python
 from tiny_checkpoints import (
     LLAMA3_ROPE,
     assert_same_weights,
@@ -31,7 +31,6 @@ from checkpoints_conversion.torch_dist import open_torch_dist
 from checkpoints_conversion.verification import compare
 from reasonforge.errors import RequestError
 
-ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("nemo_side.py")
 TEXT = "<|im_start|>user\n17 + 25"
 
@@ -102,17 +101,6 @@ def in_words_of_transformers_4(source: Path, target: Path) -> None:
     edit_json(target / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", extra_special_tokens={})
 
 
-def nemo_python() -> str:
-    place = ROOT / ".venv-nemo/bin/python"
-    python = os.environ.get("NEMO_PYTHON") or (str(place) if place.exists() else "")
-    if not python:
-        reason = "NEMO_PYTHON names no interpreter with nemo_toolkit, and there is none of `make nemo-env`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return python
-
-
 @dataclass(frozen=True)
 class Nemo:
     """What NeMo did: with `hf` models, `ours` imported by us, `out/imported` by itself, `out/trained` saved by it."""
@@ -149,10 +137,9 @@ def nemo(tmp_path_factory: pytest.TempPathFactory) -> Nemo:
         "finetunes": {name: str(root / "ours" / name) for name in CASES},
     }
     (root / "job.json").write_text(json.dumps(job))
-    outside_slurm = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     process = subprocess.run(
         [python, str(SIDE), str(root / "job.json")],
-        env=outside_slurm | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NEMO_HOME": str(root / "home")},
+        env=nemo_environment(root / "home"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -67,7 +67,7 @@ def test_a_bad_override_is_one_line(desk: Desk, override: str, line: str) -> Non
 CYCLE = """\
   one: {type: generate, inputs: {problems: problems, teacher: two}, engine: {type: hf}}
   tokens: {type: tokenize, inputs: {dataset: curated, model: two}, max_tokens: 8}
-  two: {type: distill, inputs: {model: two, tokens: tokens}, engine: {steps: 1}}
+  two: {type: distill, inputs: {model: two, tokens: tokens}, engine: {type: trl, steps: 1}}
   curated: {type: curate, inputs: {traces: one, problems: problems}, grader: {type: exact}}
 """
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from recipes.preflight.shape import parameters
-from recipes.preflight.stages import needs
+from recipes.preflight.stages import Need, needs
 from recipes.recipe import Recipe, load_recipe
 
 QWEN = {
@@ -128,3 +128,29 @@ def test_the_shape_is_the_published_one(tmp_path: Path) -> None:
 
     recipe_of(tmp_path)
     assert parameters(read_spec(tmp_path / "model/config.json")) == 1_543_714_304
+
+
+def test_vllm_needs_a_cache_for_its_longest_sequence(tmp_path: Path) -> None:
+    serving = {"type": "vllm", "model_path": str(tmp_path / "model"), "gpu_memory_utilization": 0.9}
+    sampling = {"samples": 4, "max_tokens": 4096}
+
+    def need(gpu: float, **options: Any) -> Need:
+        document = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+        stage = {"type": "generate", "inputs": {"problems": "problems"}, "sampling": sampling}
+        document["stages"]["generate"] = {**stage, "engine": {**serving, **options}}
+        (tmp_path / "vllm.yaml").write_text(yaml.safe_dump(document))
+        return needs(load_recipe(tmp_path / "vllm.yaml"), {"generate": gpu})["generate"]
+
+    recipe_of(tmp_path)
+    large, small = need(80.0), need(6.0)
+    assert large.gpu is not None
+    assert small.gpu is not None
+    assert large.gpu.fits
+    assert large.gpu.bytes_of("key-value cache of one sequence") == 32_768 * 2 * 28 * 2 * 128 * 2
+    assert not small.gpu.fits
+    change = yaml.safe_load(small.remedy.removeprefix("it would fit with engine: "))
+    assert change["max_model_len"] == 4096 + 1024
+    again = need(6.0, **change).gpu
+    assert again is not None
+    assert again.fits
+    assert need(2.0).remedy.startswith("it takes GPUs with more memory")

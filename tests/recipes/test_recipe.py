@@ -77,12 +77,58 @@ def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
         "traces is made by: no stage of this recipe"
     )
     selfish = {**GENERATE, "inputs": {"problems": "problems", "teacher": "t"}, "engine": {"type": "hf"}}
-    distill = {"type": "distill", "inputs": {"model": "t", "tokens": "tokens"}, "engine": {"steps": 1}}
+    distill = {"type": "distill", "inputs": {"model": "t", "tokens": "tokens"}, "engine": {"type": "trl", "steps": 1}}
     tokens = {"type": "tokenize", "inputs": {"dataset": "curate", "model": "t"}, "max_tokens": 9}
     line = refusal(
         written(tmp_path, problems=PROBLEMS, t=distill, tokens=tokens, curate=curate("generate"), generate=selfish)
     )
     assert ": stages need each other in a circle: t -> t; " in line
+
+
+def test_an_engine_takes_and_makes_checkpoints_of_its_kind(tmp_path: Path) -> None:
+    tokens = {"type": "tokenize", "inputs": {"dataset": "curate", "model": "base"}, "max_tokens": 9}
+    before = {"problems": PROBLEMS, "generate": GENERATE, "curate": curate("generate"), "base": BASE, "tokens": tokens}
+    imported = {"type": "import_checkpoint", "inputs": {"model": "base"}, "directory": "nemo"}
+
+    def distill(engine: str, **inputs: str) -> dict[str, Any]:
+        return {"type": "distill", "inputs": {"tokens": "tokens", **inputs}, "engine": {"type": engine, "steps": 1}}
+
+    nemo = distill("nemo", model="into", teacher="into")
+    assert "inputs.teacher is given, but engine.distillation is not; set engine.distillation: {}" in refusal(
+        written(tmp_path, **before, into=imported, trained=nemo)
+    )
+    nemo["engine"]["distillation"] = {}
+    alone = {**nemo, "inputs": {"tokens": "tokens", "model": "into"}}
+    assert "engine.distillation is given, but inputs.teacher is not; name the stage" in refusal(
+        written(tmp_path, **before, into=imported, trained=alone)
+    )
+    recipe = load_recipe(written(tmp_path, **before, into=imported, trained=nemo))
+    stage = recipe.stages["trained"]
+    assert (stage.kind, stage.parallel, stage.environment) == ("megatron_checkpoint", True, "nemo")
+    assert {ref.name: ref.kind for ref in stage.input_refs()} == {
+        "model": "megatron_checkpoint", "tokens": "tokens", "teacher": "megatron_checkpoint",
+    }  # fmt: skip
+    assert make_plan(recipe)["stages"][-1]["environment"] == "nemo"
+    plain = load_recipe(written(tmp_path, **before, trained=distill("trl", model="base"))).stages["trained"]
+    assert (plain.kind, plain.parallel, plain.environment) == ("hf_checkpoint", False, None)
+
+    assert refusal(written(tmp_path, **before, trained=distill("nemo", model="base"))).endswith(
+        ": stages.trained.inputs.model: base makes hf_checkpoint, but distill takes megatron_checkpoint with engine "
+        "nemo; put an import_checkpoint stage between"
+    )
+    scores = {**SCORES, "inputs": {"model": "trained", "problems": "problems"}}
+    assert refusal(written(tmp_path, **before, into=imported, trained=nemo, scores=scores)).endswith(
+        ": stages.scores.inputs.model: trained makes megatron_checkpoint, but evaluate takes hf_checkpoint; "
+        "put an export_checkpoint stage between"
+    )
+    assert "inputs.teacher is given, but engine trl learns from traces alone" in refusal(
+        written(tmp_path, **before, trained=distill("trl", model="base", teacher="base"))
+    )
+    assert refusal(written(tmp_path, **before, trained=distill("nimo", model="into"))).endswith(
+        ": stages.trained.engine.type: found 'nimo', which does not exist; did you mean 'nemo'?"
+    )
+    report = {"type": "report", "inputs": {"scores": {"base": "s"}, "training": {"base": "trained"}}}
+    load_recipe(written(tmp_path, **before, into=imported, trained=nemo, s=SCORES, report=report))
 
 
 @pytest.mark.parametrize("name", ["", "a b", ".hidden", "a/b", "-x", "é", "x" * 300 + "/"])

@@ -1,0 +1,317 @@
+"""What a recipe says is what NeMo is given: every option in the nemo-run Partial, and FP8 down to Transformer Engine.
+
+NeMo builds all configurations in one process of its own (nemo_configuration_side.py) and trains nothing. Of FP8,
+megatron-core's own function is asked in a second one, with a stand-in for Transformer Engine (fp8_side.py).
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from known_shapes import SHAPES, nemo_directory
+from nemo_place import ROOT, nemo_environment, nemo_python
+
+from recipes.engines.nemo.configuration import NEMO_KEYS
+from recipes.engines.nemo.options import NeMoEngine
+from recipes.recipe import load_recipe
+from recipes.stages.distill import DistillStage
+
+pytestmark = pytest.mark.xdist_group("nemo")
+
+HERE = Path(__file__).parent
+SHIPPED = {
+    "distill-qwen2.5-7b-2n8g": "Qwen2.5-7B",
+    "distill-qwen3-8b-2n8g-fp8": "Qwen3-8B",
+    "distill-llama3.1-8b-2n8g": "Llama-3.1-8B",
+    "distill-llama3.1-70b-8n8g": "Llama-3.1-70B",
+    "distill-qwen2.5-1.5b-1n1g": "Qwen2.5-1.5B",
+}
+FP8 = {"format": "e4m3", "fp8_parameters": False, "gradients_fp32": False}
+SOME_BF16 = {"first_layers_bf16": 2, "last_layers_bf16": 3}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "optimizer": {
+        "learning_rate": 3e-4, "min_learning_rate_ratio": 0.25, "warmup_steps": 7, "adam_beta1": 0.8,
+        "adam_beta2": 0.97, "adam_epsilon": 1e-6, "weight_decay": 0.05, "max_grad_norm": 0.3,
+        "distributed_optimizer": False, "sequence_length": 512,
+    },
+    "layout": {
+        "parallelism": {
+            "tensor": 2, "pipeline": 4, "virtual_pipeline": 3, "context": 2, "expert": 2, "expert_tensor": 1,
+            "sequence_parallel": True,
+        },
+        "sequence_length": 64,
+        "overlap": {"tensor_parallel": True, "pipeline": False},
+        "precision": {"type": "bf16", "gradients_fp32": False},
+    },
+    "no overlap": {
+        "overlap": {"gradients": False, "parameters": False},
+        "parallelism": {"pipeline": 2},
+        "recompute": {"type": "selective", "modules": ["mlp", "layernorm"]},
+    },
+    "interleaved": {
+        "parallelism": {"pipeline": 2, "virtual_pipeline": 2},
+        "overlap": {"pipeline": True},
+        "recompute": {"type": "full", "method": "block", "layers": 3},
+    },
+    "kernels": {
+        "attention_backend": "flash",
+        "fusions": {
+            "rope": False, "bias_activation": False, "bias_dropout": True, "softmax": False, "norm": True,
+            "cross_entropy": False, "gradient_accumulation": False,
+        },
+    },
+    "local": {"layer_spec": "local", "precision": {"type": "fp32"}},
+    "fp8-delayed": {
+        "precision": {
+            "type": "fp8-delayed", **FP8, "margin": 2, "amax_history": 64, "amax_algorithm": "most_recent",
+            "attention": True, "multi_head_attention": True,
+        },
+        "attention_backend": "fused",
+    },
+    "fp8-current": {"precision": {"type": "fp8-current", **FP8, **SOME_BF16, "attention": True}},
+    "fp8-current, all layers": {
+        "precision": {"type": "fp8-current", "first_layers_bf16": 0, "last_layers_bf16": 0},
+    },
+    "fp8-blockwise": {"precision": {"type": "fp8-blockwise", "format": "e4m3", "fp8_parameters": True, **SOME_BF16}},
+    "mxfp8": {"precision": {"type": "mxfp8", "format": "hybrid", **SOME_BF16}},
+    "mxfp8, bf16 weights": {"precision": {"type": "mxfp8", "fp8_parameters": False}},
+    "adapters": {"lora": {"rank": 8, "alpha": 64, "dropout": 0.25, "targets": ["linear_qkv", "linear_fc2"]}},
+    "rhythm": {
+        "asynchronous_save": False, "fully_reshardable": True, "validate_every": 20, "validation_batches": 3,
+        "log_every": 4,
+        "profile": {"type": "nsys", "first_step": 2, "last_step": 5, "ranks": [1, 3], "shapes": True},
+    },
+    "traced": {"profile": {"type": "torch", "first_step": 2, "last_step": 5}},
+    "distilled": {"distillation": {"temperature": 2.0, "next_token_loss": True, "scale": 0.5}, "steps": 30},
+}  # fmt: skip
+"""Engines that together give every option a value that is neither ours nor NeMo's default."""
+
+RECIPE_NAMES = {
+    "fp8-delayed": "delayed", "fp8-current": "tensorwise", "fp8-blockwise": "blockwise", "mxfp8": "mxfp8",
+}  # fmt: skip
+PLUGIN_PRECISION = {"fp32": "32"}
+
+
+def engine_of(variant: str) -> NeMoEngine:
+    return NeMoEngine.model_validate({"steps": 50, **VARIANTS[variant]})
+
+
+@pytest.fixture(scope="module")
+def nemo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The keys of every configuration, shipped or varied."""
+    root = tmp_path_factory.mktemp("configurations")
+    directories = {name: str(nemo_directory(name, root)) for name in SHAPES}
+    trainings: dict[str, dict[str, Any]] = {}
+    for name, shape in SHIPPED.items():
+        stage = load_recipe(ROOT / "recipes" / f"{name}.yaml").stages["distill"]
+        assert isinstance(stage, DistillStage)
+        trainings[name] = {
+            "engine": stage.engine.model_dump(mode="json"),
+            "model": directories[shape],
+            "nodes": stage.resources.nodes,
+            "gpus_per_node": stage.resources.gpus_per_node,
+        }
+    for name in VARIANTS:
+        trainings[name] = {
+            "engine": engine_of(name).model_dump(mode="json"),
+            "model": directories["Qwen2.5-7B"],
+            "teacher": directories["Qwen2.5-14B"] if name == "distilled" else None,
+            "nodes": 4,
+            "gpus_per_node": 8,
+        }
+    job = {"trainings": trainings, "models": directories, "scratch": str(root / "scratch")}
+    return run("nemo_configuration_side.py", job, root)
+
+
+def run(script: str, job: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Let NeMo's Python do a job; its answer."""
+    (root / "job.json").write_text(json.dumps(job))
+    process = subprocess.run(
+        [nemo_python(), str(HERE / script), str(root / "job.json"), str(root / "answer.json")],
+        env=nemo_environment(root),
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    found: dict[str, Any] = json.loads((root / "answer.json").read_text())
+    return found
+
+
+def options_of(engine: NeMoEngine) -> dict[str, Any]:
+    """The options by their paths in the table."""
+    found: dict[str, Any] = {}
+    for name, value in engine.model_dump(mode="json").items():
+        found |= {f"{name}.{key}": it for key, it in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def expected(option: str, key: str, engine: NeMoEngine) -> Any:
+    """What NeMo must be given for an option; the option itself where nothing is said here."""
+    precision, layout, overlap = engine.precision, engine.parallelism, engine.overlap
+    said: dict[str, Any] = {
+        "optim.lr_scheduler.min_lr": engine.learning_rate * engine.min_learning_rate_ratio,
+        "trainer.plugins.precision": PLUGIN_PRECISION.get(precision.type, "bf16-mixed"),
+        "trainer.plugins.fp8_recipe": RECIPE_NAMES.get(precision.type),
+        "model.config.recompute_granularity": None if engine.recompute.type == "none" else engine.recompute.type,
+        "model.config.transformer_layer_spec": {"te": "transformer_engine_layer_spec", "local": "local_layer_spec"}[
+            engine.layer_spec
+        ],
+        "trainer.limit_val_batches": engine.validation_batches if engine.validate_every else 0,
+        "trainer.val_check_interval": engine.validate_every or engine.steps,
+        "trainer.strategy.ckpt_optim_fully_reshardable": engine.fully_reshardable or None,
+    }
+    if option == "overlap.parameters" and overlap.parameters is None:
+        return overlap.gradients and engine.distributed_optimizer
+    if option.startswith("fusions.") and engine.layer_spec == "local":
+        return bool(options_of(engine)[option])
+    if option == "overlap.pipeline" and overlap.pipeline is None:
+        return layout.virtual_pipeline is not None
+    if option == "profile.type" and engine.profile is not None:
+        own = {"nsys": "NsysCallback", "torch": "PytorchProfilerCallback"}[engine.profile.type]
+        return own if key.endswith(own) else None
+    if key.startswith("trainer.callbacks.") and engine.profile is not None:
+        own = {"nsys": "NsysCallback", "torch": "PytorchProfilerCallback"}[engine.profile.type]
+        if option.startswith("profile.") and f".{own}." not in key:
+            return None
+    return said[key] if key in said else options_of(engine)[option]
+
+
+def mismatches(engine: NeMoEngine, keys: dict[str, Any]) -> list[str]:
+    """Every option whose value is not where the table says."""
+    wrong = []
+    for option in options_of(engine):
+        for key in NEMO_KEYS.get(option, ()):
+            left_to_nemo = options_of(engine)[option] is None and (key not in keys or option == "sequence_length")
+            if key.startswith("recipes.") or left_to_nemo:
+                continue
+            if ".MegatronCommOverlapCallback." in key and engine.layer_spec == "local":
+                continue  # asks the GPU what it is
+            want = expected(option, key, engine)
+            if keys.get(key) != want:
+                wrong.append(f"{option}: {key} is {keys.get(key)!r}, not {want!r}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_is_what_nemo_is_given(name: str, nemo: dict[str, Any]) -> None:
+    stage = load_recipe(ROOT / "recipes" / f"{name}.yaml").stages["distill"]
+    assert isinstance(stage, DistillStage)
+    assert isinstance(stage.engine, NeMoEngine)
+    keys = nemo["trainings"][name]["keys"]
+    assert mismatches(stage.engine, keys) == []
+    assert (keys["trainer.num_nodes"], keys["trainer.devices"]) == (
+        stage.resources.nodes,
+        stage.resources.gpus_per_node,
+    )
+    config, _ = SHAPES[SHIPPED[name]]
+    assert keys["model.config.num_layers"] == config["num_hidden_layers"]
+    assert keys["model.config.vocab_size"] >= config["vocab_size"]
+    assert keys["model.config.share_embeddings_and_output_weights"] == config["tie_word_embeddings"]
+    assert keys["model.config.calculate_per_token_loss"]
+    assert not keys["trainer.strategy.ddp.average_in_collective"]
+    assert keys["trainer.strategy.ckpt_load_strictness"] is None
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_option_is_found_where_the_table_says(name: str, nemo: dict[str, Any]) -> None:
+    assert mismatches(engine_of(name), nemo["trainings"][name]["keys"]) == []
+
+
+def test_the_variants_change_every_option() -> None:
+    plain = options_of(engine_of("plain"))
+    changed = {
+        option
+        for name in VARIANTS
+        for option, value in options_of(engine_of(name)).items()
+        if value != plain.get(option)
+    }
+    ours = {option for option, keys in NEMO_KEYS.items() if keys[0].startswith("recipes.")}
+    assert set(NEMO_KEYS) - ours - {"steps"} <= changed
+
+
+def test_a_changed_option_changes_nemos_key(nemo: dict[str, Any]) -> None:
+    """So that no key only happens to hold the value that is asked for."""
+    plain, keys = options_of(engine_of("plain")), {name: nemo["trainings"][name]["keys"] for name in VARIANTS}
+    others = {name: options_of(engine_of(name)) for name in VARIANTS}
+    for option, named in NEMO_KEYS.items():
+        changing = [name for name in VARIANTS if others[name].get(option, plain.get(option)) != plain.get(option)]
+        for key in named:
+            if changing and not key.startswith("recipes."):
+                assert any(keys[name].get(key) != keys["plain"].get(key) for name in changing), (option, key)
+
+
+def test_the_teachers_logits(nemo: dict[str, Any]) -> None:
+    keys = nemo["trainings"]["distilled"]["keys"]
+    assert (keys[""], keys["model"], keys["teacher"]) == ("distill", "Qwen2Model", "Qwen2Model")
+    assert (keys["model.config.num_layers"], keys["teacher.config.num_layers"]) == (28, 48)
+    assert not keys["model.config.calculate_per_token_loss"]  # ModelOpt's loss comes as a mean
+    assert keys["teacher.config.transformer_layer_spec"] == keys["model.config.transformer_layer_spec"]
+
+
+def test_nemos_own_recipe_is_found_for_each_released_shape(nemo: dict[str, Any]) -> None:
+    assert nemo["models"] == {name: recipe for name, (_, recipe) in SHAPES.items()}
+
+
+IN_FP8 = [name for name in VARIANTS if "fp8" in name] + ["distill-qwen3-8b-2n8g-fp8"]
+
+
+@pytest.fixture(scope="module")
+def transformer_engine(nemo: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What megatron-core gives Transformer Engine, for the settings that NeMo made."""
+    job = {name: nemo["trainings"][name]["fp8"]["model"] for name in IN_FP8}
+    return run("fp8_side.py", job, tmp_path_factory.mktemp("fp8"))
+
+
+RECIPES = {
+    "fp8-delayed": "DelayedScaling",
+    "fp8-current": "Float8CurrentScaling",
+    "fp8-blockwise": "Float8BlockScaling",
+    "mxfp8": "MXFP8BlockScaling",
+}
+
+
+@pytest.mark.parametrize("name", IN_FP8)
+def test_fp8_reaches_transformer_engine(name: str, nemo: dict[str, Any], transformer_engine: dict[str, Any]) -> None:
+    engine = engine_of(name) if name in VARIANTS else shipped_engine(name)
+    precision = engine.precision.model_dump()
+    found = transformer_engine[name]
+    first, last = precision.get("first_layers_bf16", 0), precision.get("last_layers_bf16", 0)
+    in_bf16 = [layer for layer in range(8) if layer < first or layer >= 8 - last]
+    assert [int(layer) for layer, context in found["layers"].items() if context is None] == in_bf16
+    taken: dict[str, Any] = {"fp8_format": precision["format"].upper()}
+    if engine.precision.type in ("fp8-delayed", "fp8-current"):
+        taken["fp8_dpa"] = precision["attention"]
+    if engine.precision.type == "fp8-delayed":
+        taken |= {
+            "margin": precision["margin"],
+            "amax_history_len": precision["amax_history"],
+            "amax_compute_algo": precision["amax_algorithm"],
+            "fp8_mha": precision["multi_head_attention"],
+        }
+    for context in filter(None, found["layers"].values()):
+        assert (context["function"], context["arguments"]["enabled"]) == ("fp8_autocast", True)
+        assert context["recipe"] == RECIPES[engine.precision.type]
+        assert context["taken"] == taken
+        # of what would be dropped, nothing is an option of ours
+        assert set(context["dropped"]) <= {"device", "params_dtype", "override_linear_precision"}
+    assert (found["init"] is not None) == precision["fp8_parameters"]
+    if found["init"] is not None:
+        assert found["init"]["function"] == "fp8_model_init"
+        assert found["init"]["recipe"] == RECIPES[engine.precision.type]
+    made = nemo["trainings"][name]["fp8"]
+    assert made["ddp"]["fp8_param_gather"] == precision["fp8_parameters"]
+    assert made["optimizer"]["fp8_recipe"] == made["model"]["fp8_recipe"] == RECIPE_NAMES[engine.precision.type]
+    reused = engine.precision.type == "mxfp8" and precision["fp8_parameters"]
+    assert made["ddp"]["reuse_grad_buf_for_mxfp8_param_ag"] == reused
+    assert made["optimizer"]["reuse_grad_buf_for_mxfp8_param_ag"] == reused
+
+
+def shipped_engine(name: str) -> NeMoEngine:
+    stage = load_recipe(ROOT / "recipes" / f"{name}.yaml").stages["distill"]
+    assert isinstance(stage, DistillStage)
+    assert isinstance(stage.engine, NeMoEngine)
+    return stage.engine

@@ -1,0 +1,209 @@
+"""The stage `distill` with the `nemo` engine, as real processes of the real NeMo on the CPU: killed, told to stop,
+resumed, and shared by two processes.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from desk import QUIET, until
+from nemo_place import ROOT, nemo_python, start_nemo
+from nemo_runs import OPTIONS, build_model, load, metrics
+
+from reasonforge import artifacts
+from recipes.interruption import EXIT_INTERRUPTED
+from recipes.recipe import Recipe, save_resolved
+from recipes.run_directory import RunDirectory
+from recipes.run_stage import open_job, run_stage
+
+pytestmark = pytest.mark.xdist_group("nemo")
+
+STEPS = 40
+ENGINE = {**OPTIONS, "steps": STEPS, "save_every": 4}
+
+
+def make_run(root: Path, model: Path, **engine: Any) -> RunDirectory:
+    """A run that has done all that comes before the training."""
+    run = RunDirectory(root)
+    stages = {
+        "problems": {"type": "problems", "source": {"type": "running_sum", "train": 200, "eval": 5}},
+        "base": {"type": "base_model", "source": {"type": "checkpoint", "path": str(model)}},
+        "generate": {"type": "generate", "inputs": {"problems": "problems"}, "engine": {"type": "programmatic"}},
+        "curate": {
+            "type": "curate",
+            "inputs": {"traces": "generate", "problems": "problems"},
+            "grader": {"type": "exact"},
+        },
+        "tokenize": {"type": "tokenize", "inputs": {"dataset": "curate", "model": "base"}, "max_tokens": 200},
+        "import": {
+            "type": "import_checkpoint", "inputs": {"model": "base"}, "directory": "nemo", "layer_spec": "local",
+            "pad_vocabulary": 4,
+        },
+        "distill": {
+            "type": "distill", "inputs": {"model": "import", "tokens": "tokenize"}, "engine": {**ENGINE, **engine},
+        },
+        "export": {"type": "export_checkpoint", "inputs": {"checkpoint": "distill"}},
+    }  # fmt: skip
+    save_resolved(Recipe.model_validate({"name": "r", "seed": 1, "stages": stages}), run.recipe)
+    for stage in ("problems", "base", "generate", "curate", "tokenize", "import"):
+        run_stage(run, stage)
+    return run
+
+
+@dataclass
+class Place:
+    """Where the tests of this file work."""
+
+    root: Path
+    model: Path
+
+    def run(self, name: str, **engine: Any) -> RunDirectory:
+        return make_run(self.root / name, self.model, **engine)
+
+    def start(self, run: RunDirectory, **variables: str) -> "subprocess.Popen[bytes]":
+        """A process that does the training of a run."""
+        arguments = ("-m", "recipes.run_stage", run.root, "distill")
+        return start_nemo(self.root, self.log(run), *arguments, **QUIET, **variables)
+
+    def start_two(self, run: RunDirectory) -> "list[subprocess.Popen[bytes]]":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [self.start(run, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+
+    def log(self, run: RunDirectory) -> Path:
+        return self.root / f"{run.name}.log"
+
+    def finish(self, run: RunDirectory) -> artifacts.Artifact:
+        process = self.start(run)
+        assert process.wait() == 0, self.log(run).read_text()[-6000:]
+        return artifacts.verify(run.stage("distill"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    nemo_python()
+    root = tmp_path_factory.mktemp("nemo-stage")
+    build_model(root, "qwen2", "qwen2", seed=0)
+    return Place(root, root / "hf/qwen2")
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> RunDirectory:
+    """A run whose training nobody disturbed."""
+    run = place.run("whole")
+    place.finish(run)
+    run_stage(run, "export")
+    return run
+
+
+def scratch(run: RunDirectory) -> Path:
+    return open_job(run, "distill").workspace / "scratch"
+
+
+def steps_done(run: RunDirectory) -> int:
+    path = scratch(run) / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def checkpoints(run: RunDirectory, *, whole: bool = True) -> list[int]:
+    found = (scratch(run) / "checkpoints").glob("step-*")
+    return sorted(int(path.name[5:]) for path in found if (path / "complete").exists() or not whole)
+
+
+def events(run: RunDirectory) -> list[str]:
+    return [event["event"] for event in run.read_events() if event.get("stage") == "distill"]
+
+
+def test_the_result_goes_home_to_hugging_face(whole: RunDirectory) -> None:
+    receipt = artifacts.verify(whole.stage("distill")).receipt
+    assert receipt.kind == "megatron_checkpoint"
+    assert receipt.counts["steps"] == STEPS
+    assert receipt.environment["packages"]["nemo_toolkit"] == "2.7.3"
+    before, after = load(whole.stage("base")), load(whole.stage("export"))
+    moved = [
+        (one - other).abs().max().item() for one, other in zip(before.parameters(), after.parameters(), strict=True)
+    ]
+    assert min(moved) > 0
+    assert all(torch.isfinite(parameter).all() for parameter in after.parameters())
+    losses = metrics(whole.stage("distill"))
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0] / 2
+
+
+def test_stopped_killed_and_torn_it_ends_as_if_nothing_had_been(place: Place, whole: RunDirectory) -> None:
+    """Told to stop, it saves the step that it is at; killed, it goes on from the last whole checkpoint; a checkpoint
+    that a kill cut off is not taken for one. Asynchronous saves, so that some are under way."""
+    run = place.run("broken", asynchronous_save=True)
+    first = place.start(run)
+    until(lambda: steps_done(run) >= 5 or first.poll() is not None)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == EXIT_INTERRUPTED, place.log(run).read_text()[-6000:]
+    assert events(run)[-1] == "stage_interrupted"
+    stopped = checkpoints(run)[-1]
+    assert stopped == steps_done(run) < STEPS
+
+    second = place.start(run)
+    until(lambda: steps_done(run) >= stopped + 10 or second.poll() is not None)
+    second.kill()
+    second.wait()
+    kept = checkpoints(run)[-1]
+    assert stopped <= kept < STEPS
+    torn = scratch(run) / "checkpoints" / f"step-{STEPS:08d}"
+    shutil.copytree(scratch(run) / "checkpoints" / f"step-{kept:08d}", torn)
+    (torn / "complete").unlink()
+    (torn / "weights" / ".metadata").unlink()
+
+    published = place.finish(run)
+    assert metrics(published.path) == metrics(whole.stage("distill"))
+    assert published.receipt.cost.attempt == 3
+    assert published.receipt.counts == artifacts.load(whole.stage("distill")).receipt.counts
+
+
+def test_two_processes_share_every_matrix(place: Place, whole: RunDirectory) -> None:
+    """Tensor parallelism of 2: the losses of one process, published once."""
+    run = place.run("shared", parallelism={"tensor": 2})
+    both = place.start_two(run)
+    assert [process.wait() for process in both] == [0, 0], place.log(run).read_text()[-6000:]
+    assert events(run) == ["stage_started", "stage_finished"]
+    one, two = metrics(whole.stage("distill")), metrics(artifacts.verify(run.stage("distill")).path)
+    assert len(two) == STEPS
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-4
+    run_stage(run, "export")
+    pairs = zip(load(whole.stage("export")).parameters(), load(run.stage("export")).parameters(), strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-3
+    for rank in range(2):  # done already: no NeMo is needed to find that
+        again = [sys.executable, "-m", "recipes.run_stage", str(run.root), "distill"]
+        shared = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        assert subprocess.run(again, cwd=ROOT, env={**os.environ, **QUIET, **shared}, check=False).returncode == 0
+    assert events(run) == ["stage_started", "stage_finished"]
+
+
+def test_one_of_two_is_told_to_stop_and_one_is_killed(place: Place, whole: RunDirectory) -> None:
+    """A signal to either stops both, with the same exit code; the death of one ends the other by itself."""
+    run = place.run("halves", micro_batch_size=4)
+    both = place.start_two(run)
+    until(lambda: steps_done(run) >= 5 or both[0].poll() is not None)
+    both[1].send_signal(signal.SIGUSR2)
+    assert [process.wait() for process in both] == [EXIT_INTERRUPTED] * 2, place.log(run).read_text()[-6000:]
+    assert events(run) == ["stage_started", "stage_interrupted"]
+    stopped = checkpoints(run)[-1]
+
+    both = place.start_two(run)
+    until(lambda: steps_done(run) >= stopped + 5 or both[0].poll() is not None)
+    both[1].kill()
+    assert both[0].wait() == 1
+    assert not run.stage("distill").exists()
+
+    published = place.finish(run)  # alone: the optimizer's state of two goes on in one
+    one, other = metrics(whole.stage("distill")), metrics(published.path)
+    assert max(abs(a - b) for a, b in zip(one, other, strict=True)) < 1e-4
