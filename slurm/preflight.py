@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.generation import HFEngine
+from data_prep.generation import HFEngine, SeveralEngines, VLLMEngine
 from reasonforge.display import data_size
 from reasonforge.errors import RequestError
 from reasonforge.processes import finish
@@ -144,11 +144,18 @@ def file_problems(recipe: Recipe, site: Site, plan: ClusterPlan) -> Iterator[Req
                     f"{config}: no such file",
                     "download the model where there is a network, and name its directory",
                 )
-        engine = getattr(stage, "engine", None)
-        if site.offline and isinstance(engine, HFEngine) and engine.model_path and not Path(engine.model_path).is_dir():
+        if site.offline:
+            yield from _beyond_reach(f"stages.{name}", stage)
+
+
+def _beyond_reach(where: str, stage: Stage) -> Iterator[RequestError]:
+    """Models that an engine would fetch by their names."""
+    engine = getattr(stage, "engine", None)
+    for one in engine.engines if isinstance(engine, SeveralEngines) else [engine]:
+        if isinstance(one, HFEngine | VLLMEngine) and one.model_path and not Path(one.model_path).is_dir():
             yield RequestError(
-                f"stages.{name}.engine.model_path",
-                f"{engine.model_path} is no directory, and the site is offline",
+                f"{where}.engine.model_path",
+                f"{one.model_path} is no directory, and the site is offline",
                 "download the model where there is a network, and name its directory",
             )
 

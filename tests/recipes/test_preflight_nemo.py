@@ -202,3 +202,16 @@ def test_an_image_whose_tag_does_not_fit_is_refused_and_a_missing_model_named(tm
     assert str(problem).startswith(f"stages.distill: image {image}: nemo_toolkit 2.7.0 cannot train with megatron-core")
     (missing,) = [str(it) for it in file_problems(recipe, site, plan) if "stages.base" in str(it)]
     assert missing.startswith("stages.base.source.path: models/Qwen2.5-7B-Instruct/config.json: no such file")
+
+
+def test_an_offline_site_refuses_models_by_name(tmp_path: Path) -> None:
+    engines = [{"type": "vllm", "model_path": "Qwen/QwQ-32B"}, {"type": "hf", "model_path": str(tmp_path)}]
+    engine = yaml.safe_dump({"type": "several", "engines": engines}, default_flow_style=True, width=10_000).strip()
+    recipe = load_recipe(RECIPES / "distill-grpo-qwen2-tiny.yaml", [f"stages.generate.engine={engine}"])
+    (tmp_path / "site.yaml").write_text("extends: single-machine\noffline: true\n")
+    site = load_site(str(tmp_path / "site.yaml"))
+    plan = make_cluster_plan(recipe, site, Path("/runs/x"), "/opt/python")
+    (problem,) = file_problems(recipe, site, plan)
+    assert str(problem).startswith(
+        "stages.generate.engine.model_path: Qwen/QwQ-32B is no directory, and the site is off"
+    )
