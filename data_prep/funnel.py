@@ -14,12 +14,20 @@ class Funnel:
         self._dropped: dict[str, Counter[str]] = {step: Counter() for step in steps}
         self._examples: dict[str, list[str]] = {step: [] for step in self._dropped}
         self._verdicts: Counter[str] = Counter()
-        self._rows = 0
+        self._rows = self._tokens = self._longest = 0
+        self._lengths: Counter[int] = Counter()
 
-    def enter(self, verdict: str) -> None:
+    def enter(self, verdict: str = "") -> None:
         """Count a row that goes in, with its verdict."""
         self._rows += 1
         self._verdicts[verdict] += 1
+
+    def count_tokens(self, tokens: Iterable[int]) -> None:
+        """Say how many tokens the responses of the rows have that were kept in the end, as far as that is known."""
+        for count in tokens:
+            self._lengths[count.bit_length()] += 1
+            self._tokens += count
+            self._longest = max(self._longest, count)
 
     def drop(self, step: str, reason: str, row_id: str) -> None:
         """Count the row that entered last as dropped by a step."""
@@ -52,6 +60,18 @@ class Funnel:
             "steps": steps,
             "verdicts": {verdict: self._verdicts[verdict] for verdict in dict.fromkeys([*verdicts, *sorted(others)])},
             "examples": {step: ids for step, ids in self._examples.items() if ids},
+            **({"completion_tokens": self._histogram()} if self._lengths else {}),
+        }
+
+    def _histogram(self) -> dict[str, Any]:
+        """Rows by the tokens of their responses; bin i holds lengths in [edges[i], edges[i + 1]), by powers of two."""
+        low, high = min(self._lengths), max(self._lengths)
+        return {
+            "rows": self._lengths.total(),
+            "total": self._tokens,
+            "longest": self._longest,
+            "edges": [1 << bits >> 1 for bits in range(low, high + 2)],
+            "counts": [self._lengths[bits] for bits in range(low, high + 1)],
         }
 
 

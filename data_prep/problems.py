@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 
 from data_prep import running_sum
 from data_prep.generation.sampling import TRACE_COLUMNS
-from data_prep.rows import files_of, needs_of, read_rows, row_place
+from data_prep.hub import commit_of, is_hub
+from data_prep.rows import files_of, good_row, needs_of, place_of, read_lines
 from data_prep.running_sum import RunningSum
 from reasonforge.config import Strict
 from reasonforge.errors import RequestError, nearest
@@ -31,7 +32,7 @@ class ProblemSet:
 
     train: list[Row]
     eval: list[Row]
-    counts: dict[str, int]
+    counts: dict[str, Any]
 
 
 def normalise(prompt: str) -> str:
@@ -109,16 +110,21 @@ class FileSource(Strict):
 
     type: Literal["file"] = "file"
     path: str
-    """A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet) or one split of a dataset that `Dataset.save_to_disk` wrote; a
-    relative path starts at the current directory."""
+    """A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet), one split of a dataset that `Dataset.save_to_disk` wrote, or
+    one on the Hub (`hub:OWNER/NAME?config=…&split=…&revision=…`). A relative path starts at the current directory. A
+    name on the Hub without a commit as its revision is read as it is then, and the receipt's counts say which commit
+    that was; the stage is not done again when the Hub has another."""
     prompt_column: str = "prompt"
     """The column with the problem's text, a string."""
     answer_column: str = "answer"
     """The column with the gold answer, a string or a number."""
     eval_path: str | None = None
-    """A file of evaluation problems with the same columns. Give this or `eval_count`."""
+    """Evaluation problems, from a file or the Hub too, with the same columns. Give this or `eval_count`."""
     eval_count: Annotated[int, Field(ge=1)] | None = None
     """Evaluation problems to set aside from `path`, chosen by a hash of prompt and seed. Give this or `eval_path`."""
+
+    licence: str | None = None
+    """Under which the problems are given, for the dataset card: as the Hub names licences ("mit")."""
 
     @model_validator(mode="after")
     def _check_split(self) -> Self:
@@ -145,7 +151,8 @@ class FileSource(Strict):
         """Read, check, deduplicate and split. Raises RequestError with file and line for what cannot be used."""
         rows = self._read(Path(self.path))
         unique = _unique(rows)
-        counts = {"rows": len(rows), "duplicates": len(rows) - len(unique)}
+        counts: dict[str, Any] = {f"commit_of_{path}": commit_of(path) for path in self._paths if is_hub(path)}
+        counts |= {"rows": len(rows), "duplicates": len(rows) - len(unique)}
         if self.eval_path is not None:
             eval_rows = self._read(Path(self.eval_path))
             evaluation = _unique(eval_rows)
@@ -164,23 +171,23 @@ class FileSource(Strict):
         return ProblemSet(train=list(train.values()), eval=list(evaluation.values()), counts=counts)
 
     def _read(self, path: Path) -> list[Row]:
-        rows = [self._problem(path, index, row) for index, row in enumerate(read_rows(path))]
+        rows = [self._problem(place_of(path, line.number), good_row(path, line)) for line in read_lines(path)]
         if not rows:
             raise RequestError(str(path), "holds no problems", "each line or row is one problem")
         return rows
 
-    def _problem(self, path: Path, index: int, row: Row) -> Row:
+    def _problem(self, place: str, row: Row) -> Row:
         """A user's row in our form; the id, where there is one, is settled later."""
         for column in (self.prompt_column, self.answer_column):
             if column not in row:
-                raise RequestError(row_place(path, index), f"no column {column!r}", nearest(column, row))
+                raise RequestError(place, f"no column {column!r}", nearest(column, row))
         prompt, answer = row[self.prompt_column], row[self.answer_column]
         if not isinstance(prompt, str) or not prompt.strip():
             problem = f"{self.prompt_column!r} is {_describe(prompt)}"
-            raise RequestError(row_place(path, index), problem, "a prompt is a text that is not empty")
+            raise RequestError(place, problem, "a prompt is a text that is not empty")
         if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
             problem = f"{self.answer_column!r} is {_describe(answer)}"
-            raise RequestError(row_place(path, index), problem, "an answer is a text that is not empty, or a number")
+            raise RequestError(place, problem, "an answer is a text that is not empty, or a number")
         used = {self.prompt_column, self.answer_column}
         extra = {name: value for name, value in row.items() if name not in used}
         named = {f"source_{name}" if name in RESERVED else name: value for name, value in extra.items()}

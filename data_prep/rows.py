@@ -1,86 +1,173 @@
-"""Rows of a user's file or dataset directory as plain JSON values; errors name the file and the line or row.
+"""Rows of a user's file, dataset directory or dataset on the Hub as plain JSON values; errors name the line or row.
 
 Files are .jsonl, also compressed (.jsonl.gz, .jsonl.zst), and .parquet; a directory is what `datasets` saved
-(`Dataset.save_to_disk`). `data_prep.problems` reads problems with it.
+(`Dataset.save_to_disk`); a name on the Hub is `hub:OWNER/NAME` (`data_prep.hub`). Problems, traces and benchmarks are
+read with it. A batch of rows is in memory, never all.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
 from io import BufferedReader
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
+from data_prep.hub import BATCH_ROWS, is_hub, read_hub
+from data_prep.lines import BadRow, Line, Row, check_columns, count_lines, lines_in, lines_of, open_file
 from reasonforge.errors import RequestError, nearest
-from reasonforge.files import parse_jsonl
-
-Row = dict[str, Any]
+from reasonforge.files import write_jsonl
 
 CODECS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 """What a jsonl file is compressed with, as pyarrow calls it, by the end of its name."""
 
 _SAVED = "state.json"
 """What `Dataset.save_to_disk` leaves in a directory of one split."""
+_INDEX = re.compile(r"-?\d+")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file or a saved dataset in order; NaN becomes null, dates and decimals become strings.
+    """Yield the rows of a source in order; NaN becomes null, dates and decimals become strings.
 
     Raises RequestError for a missing or damaged file, another kind of file, or a value that JSON cannot hold.
     """
-    for index, row in enumerate(_read(path)):
+    for line in read_lines(path):
+        yield good_row(path, line)
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """As `read_rows`, each with its number (of the line in a jsonl file, else of the row, from 1), and with what is
+    wrong with it where it is no row."""
+    end = _jsonl_end(path)
+    if end is not None and not is_hub(path) and path.is_file():
+        yield from _read_jsonl(path, CODECS[end])
+        return
+    for number, row in enumerate(_read(path), start=1):
         try:
-            yield {name: _json_value(value) for name, value in row.items()}
-        except ValueError as error:
-            raise RequestError(row_place(path, index), str(error)) from None
+            yield Line(number, 0, {name: _json_value(value) for name, value in row.items()})
+        except BadRow as error:
+            yield Line(number, 0, error)
 
 
 def checked_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """As `read_rows`. Raises RequestError also for a row that lacks one of the columns, or has no text in it."""
-    for index, row in enumerate(read_rows(path)):
-        for column in columns:
-            if not isinstance(row.get(column), str):
-                problem = f"no column {column!r}" if column not in row else f"{column!r} is no text"
-                raise RequestError(row_place(path, index), problem, nearest(column, row))
+    for line in read_lines(path):
+        row = good_row(path, line)
+        try:
+            check_columns(row, columns)
+        except BadRow as error:
+            raise refuse(path, line.number, error) from None
         yield row
 
 
-def row_place(path: Path, index: int) -> str:
-    """Where row `index` (from 0) is, for an error: `file:line` in a jsonl file, else `file: row N` (from 1)."""
-    end = _jsonl_end(path)
-    if end is None:
-        return f"{path}: row {index + 1}"
-    with _opened(path, CODECS[end]) as handle:
-        numbers = (number for number, line in enumerate(handle, start=1) if line.strip())
-        return f"{path}:{next(islice(numbers, index, None))}"
+def good_row(path: Path, line: Line) -> Row:
+    """The row of a line. Raises RequestError where it is none."""
+    if isinstance(line.row, BadRow):
+        raise refuse(path, line.number, line.row)
+    return line.row
+
+
+def refuse(path: Path, number: int, bad: BadRow) -> RequestError:
+    """The error that names a bad row."""
+    return RequestError(place_of(path, number), str(bad), bad.remedy)
+
+
+def place_of(path: Path, number: int) -> str:
+    """Where a row is, for an error: `file:line` in a jsonl file, else `file: row N`."""
+    return f"{path}:{number}" if _jsonl_end(path) and not is_hub(path) else f"{path}: row {number}"
+
+
+def pick(row: Row, column: str | None, *, needed: bool) -> Any:
+    """The value of a column, or of a dotted name within one (`messages.-1.content`); null for no column.
+
+    Raises BadRow where it is needed and not there.
+    """
+    if column is None:
+        return None
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and _INDEX.fullmatch(part) and -len(value) <= int(part) < len(value):
+            value = value[int(part)]
+        elif needed:
+            raise BadRow(f"no column {column!r}", remedy=nearest(column, row))
+        else:
+            return None
+    return value
+
+
+def copy_rows(source: Path, columns: Mapping[str, str], destination: Path) -> int:
+    """Write a source's rows as plain jsonl, by rename, with columns renamed (ours: theirs, see `pick`); a row without
+    an `id` gets its number as one. Returns how many there were. Raises RequestError with the place of a bad row."""
+
+    def rows() -> Iterator[Row]:
+        used = set(columns.values())
+        for line in read_lines(source):
+            row = good_row(source, line)
+            try:
+                ours = {name: pick(row, column, needed=True) for name, column in columns.items()}
+            except BadRow as error:
+                raise refuse(source, line.number, error) from None
+            named = {**{name: value for name, value in row.items() if name not in used}, **ours}
+            name = named.get("id")
+            named["id"] = str(name) if isinstance(name, str | int) and not isinstance(name, bool) else str(line.number)
+            yield named
+
+    return write_jsonl(destination, rows())
+
+
+def has_ids(path: Path) -> bool:
+    """Whether a file is plain jsonl whose first row has a text as its `id`, so that it can be taken as it is."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    first = next(lines_of(path), None)
+    return first is None or isinstance(first.row, BadRow) or isinstance(first.row.get("id"), str)
+
+
+def count_rows(path: Path) -> int:
+    """How many rows there are, about, where that is soon known (jsonl that is not compressed, parquet); else 0."""
+    if path.suffix == ".jsonl" and path.is_file():
+        return count_lines(path, (0, path.stat().st_size))
+    if path.suffix == ".parquet" and path.is_file():
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (pa.ArrowException, OSError):  # said when it is read
+            return 0
+    return 0
 
 
 def needs_of(path: Path) -> tuple[str, ...]:
-    """The modules that reading this file needs."""
-    if path.is_dir():
+    """The modules that reading this source needs."""
+    if is_hub(path) or path.is_dir():
         return ("datasets",)
     return () if path.suffix == ".jsonl" else ("pyarrow",)
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that hold the rows: the file itself, or those of a saved dataset."""
+    """The files that hold the rows: the file itself, or those of a saved dataset; none of the Hub's."""
+    if is_hub(path):
+        return []
     return sorted(found for found in path.iterdir() if found.is_file()) if path.is_dir() else [path]
 
 
 def _read(path: Path) -> Iterator[Row]:
+    if is_hub(path):
+        return read_hub(path)
     if path.is_dir():
         return _read_saved(path)
     if not path.is_file():
         raise RequestError(str(path), "no such file", "a relative path starts at the current directory")
-    end = _jsonl_end(path)
-    if end is not None:
-        return _read_jsonl(path, CODECS[end])
     if path.suffix == ".parquet":
         return _read_parquet(path)
-    kinds = f"{', '.join(CODECS)}, .parquet, or a directory that `datasets` saved"
+    kinds = f"{', '.join(CODECS)}, .parquet, a directory that `datasets` saved, or hub:OWNER/NAME"
     raise RequestError(str(path), f"found suffix {path.suffix!r}", f"rows are read from {kinds}")
 
 
@@ -88,19 +175,19 @@ def _jsonl_end(path: Path) -> str | None:
     return next((end for end in CODECS if path.name.endswith(end)), None)
 
 
-def _read_jsonl(path: Path, codec: str | None) -> Iterator[Row]:
+def _read_jsonl(path: Path, codec: str | None) -> Iterator[Line]:
     with _opened(path, codec) as handle:
         try:
-            yield from parse_jsonl(handle, path)
+            yield from lines_in(handle)
         except OSError as error:
             raise RequestError(str(path), f"not a whole {codec} file: {' '.join(str(error).split())}") from None
 
 
 @contextmanager
-def _opened(path: Path, codec: str | None) -> Iterator[BufferedReader]:
+def _opened(path: Path, codec: str | None) -> Iterator[IO[bytes]]:
     """A jsonl file's plain bytes, decompressed as they are read."""
     if codec is None:
-        with open(path, "rb") as handle:
+        with open_file(path) as handle:
             yield handle
         return
     import pyarrow as pa
@@ -115,7 +202,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:  # else about all of it stays in memory
-            for batch in file.iter_batches(batch_size=4096):
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise RequestError(str(path), f"not a readable parquet file: {' '.join(str(error).split())}") from None
@@ -131,14 +218,14 @@ def _read_saved(path: Path) -> Iterator[Row]:
         raise RequestError(str(path), "no split of a dataset that `datasets` saved", remedy)
     try:
         dataset = load_from_disk(str(path)).with_format("arrow")
-        for batch in dataset.iter(4096):
+        for batch in dataset.iter(BATCH_ROWS):
             yield from batch.to_pylist()
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(str(path), f"not a readable dataset: {' '.join(str(error).split())}") from None
 
 
 def _json_value(value: Any) -> Any:
-    """A value as JSON can hold it. Raises ValueError for bytes, broken text and types of no JSON form."""
+    """A value as JSON can hold it. Raises BadRow for bytes, broken text and types of no JSON form."""
     if isinstance(value, str):
         if not value.isascii():
             _check_text(value)
@@ -155,11 +242,12 @@ def _json_value(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
-    raise ValueError(f"found a value of type {type(value).__name__}, which JSON cannot hold")
+    raise BadRow("no JSON value", f"found a value of type {type(value).__name__}, which JSON cannot hold")
 
 
 def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"found half a surrogate pair at character {error.start} of a text") from None
+        problem = f"a lone surrogate at character {error.start} of a text, half of what UTF-8 can write"
+        raise BadRow("a lone surrogate", problem) from None

@@ -1,6 +1,6 @@
 """A map over fixed-size shards in worker processes that can be killed at any instant and goes on where it was.
 
-Generation, grading and tokenization use it; the shards are cut by size alone, so workers and kills leave no trace.
+Generation, curation and tokenization use it; the shards are cut by size alone, so workers and kills leave no trace.
 """
 
 import multiprocessing
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -47,30 +48,32 @@ def map_shards(
             write_jsonl(piece.path, work(piece.index, piece.items))
             progress.advance(len(piece.items))
     else:
-        _map_in_processes(work, pieces, min(workers, len(pieces)), progress)
+        counts = [len(piece.items) for piece in pieces]
+        work_in_processes(partial(_work_shard, work), pieces, counts, workers=workers, progress=progress)
     return iter(paths)
 
 
-@dataclass(frozen=True)
-class _Piece(Generic[T]):
-    """One shard: its number, what is in it, and the file that holds its rows once it is done."""
+def work_in_processes(
+    work: Callable[[T], object], items: Sequence[T], units: Sequence[int], *, workers: int, progress: Progress
+) -> None:
+    """Do `work` on each of the items, whose results it keeps itself, in worker processes.
 
-    index: int
-    items: Sequence[T]
-    path: Path
+    Args:
+        work: a function that pickle can name (of a module, or a functools.partial of one).
+        units: what `progress` counts of each item.
 
-
-def _map_in_processes(work: Work[T], pieces: list[_Piece[T]], workers: int, progress: Progress) -> None:
+    Raises what `work` raises, and StageError where a worker process was killed.
+    """
     from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context("spawn")  # a fork of a process that has torch's threads may hang
-    waiting = iter(pieces)
-    running: dict[Future[None], int] = {}
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    waiting = iter(zip(items, units, strict=True))
+    running: dict[Future[object], int] = {}
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=_start_worker) as pool:
         try:
             while True:
-                for piece in waiting:
-                    running[pool.submit(_work_shard, work, piece)] = len(piece.items)
+                for item, count in waiting:
+                    running[pool.submit(work, item)] = count
                     if len(running) >= 2 * workers:
                         break
                 if not running:
@@ -85,6 +88,15 @@ def _map_in_processes(work: Work[T], pieces: list[_Piece[T]], workers: int, prog
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Piece(Generic[T]):
+    """One shard: its number, what is in it, and the file that holds its rows once it is done."""
+
+    index: int
+    items: Sequence[T]
+    path: Path
 
 
 def _work_shard(work: Work[T], piece: _Piece[T]) -> None:

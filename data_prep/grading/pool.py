@@ -79,6 +79,10 @@ class GradingPool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; the pool grades no more."""
         for worker in self._workers:
             worker.close()
         self._selector.close()

@@ -14,12 +14,16 @@ from recipes.stages.grpo import GRPOStage
 from recipes.stages.import_checkpoint import ImportCheckpointStage
 from recipes.stages.problems import ProblemsStage
 from recipes.stages.report import ReportStage
+from recipes.stages.rewrite import RewriteStage
 from recipes.stages.tokenize import TokenizeStage
+from recipes.stages.traces import TracesStage
 
 AnyStage = Annotated[
     ProblemsStage
     | BaseModelStage
     | GenerateStage
+    | TracesStage
+    | RewriteStage
     | CurateStage
     | TokenizeStage
     | ImportCheckpointStage

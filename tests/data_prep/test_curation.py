@@ -1,28 +1,30 @@
 import json
+import random
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import killing
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.curation import select, verify
-from data_prep.decontamination import Decontamination
+from data_prep.curation import Curation
+from data_prep.decontamination import Benchmark, Decontamination
 from data_prep.filters import CorrectFilter, Filter, LengthFilter, ThinkingFilter, TruncationFilter
 from data_prep.grading import ExactGrader
-from reasonforge.artifacts import Artifact
+from data_prep.steps import Steps
+from reasonforge.artifacts import Artifact, ArtifactKind, Cost, Receipt
 from reasonforge.config import key_config
 from reasonforge.errors import RequestError, StageError
-from reasonforge.files import read_json, read_jsonl, write_jsonl
+from reasonforge.files import jsonl_line, read_json, read_jsonl, write_jsonl
 from reasonforge.progress import Progress
 from recipes.stage import StageContext
 from recipes.stages.curate import CurateStage
 
 Row = dict[str, Any]
-FILES = ("dataset.jsonl", "dropped.jsonl", "funnel.json")
+FILES = ("dataset.jsonl", "dropped.jsonl", "funnel.json", "README.md")
 EVALUATION = [{"id": "eval-0", "prompt": "Start: 1 a+1", "answer": "2"}]
 
 
@@ -31,17 +33,28 @@ def trace(number: int, response: str, answer: str = "4", **columns: object) -> R
     return {**row, "answer": answer, "response": response, "finish_reason": "stop", "level": "easy", **columns}
 
 
-def curate(directory: Path, traces: Sequence[Row], evaluation: Sequence[Row] = EVALUATION, **options: object) -> Row:
+def receipt(kind: ArtifactKind) -> Receipt:
+    """Of an artifact that nobody made."""
+    cost = Cost(started_at="", wall_s=0, cpu_s=0, peak_rss_bytes=0, attempt=1)
+    return Receipt(stage=kind, stage_type=kind, kind=kind, key="", config={"made": "by hand"}, inputs={}, files={},
+                   digest="0" * 64, counts={}, environment={}, cost=cost, lineage={})  # fmt: skip
+
+
+def curate(
+    directory: Path, traces: Sequence[Row] | bytes, evaluation: Sequence[Row] = EVALUATION, **options: object
+) -> Row:
     """Run the stage as the launcher does, but for the receipt; returns its counts."""
     out, scratch, name = directory / "out", directory / "scratch", str(options.get("workers", ""))
     for path in (out, scratch):
         path.mkdir(parents=True, exist_ok=True)
-    write_jsonl(directory / "traces" / "traces.jsonl", traces)
+    (directory / "traces").mkdir(exist_ok=True)
+    text = traces if isinstance(traces, bytes) else "".join(map(jsonl_line, traces)).encode()
+    (directory / "traces" / "traces.jsonl").write_bytes(text)
     write_jsonl(directory / "problems" / "eval.jsonl", evaluation)
     stage = CurateStage.model_validate(
         {"inputs": {"traces": "t", "problems": "p"}, "grader": {"type": "exact"}, **options}
     )
-    inputs = {kind: Artifact(directory / kind, None) for kind in ("traces", "problems")}  # type: ignore[arg-type]
+    inputs = {kind: Artifact(directory / kind, receipt(kind)) for kind in ("traces", "problems")}
     assert [(ref.name, ref.kind) for ref in stage.input_refs()] == [("traces", "traces"), ("problems", "problems")]
     return stage.run(StageContext("curate", 0, inputs, out, scratch, directory / f"progress{name}.json"))
 
@@ -104,15 +117,15 @@ def test_the_funnel_adds_up(tmp_path: Path, drawn: list[tuple[str, str, bool]], 
          "verdict": "correct" if answer == "4" else "wrong", "finish_reason": "length" if index % 7 == 6 else "stop"}
         for index, (prompt, answer, thinks) in enumerate(drawn)
     ]  # fmt: skip
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "eval.jsonl", [{"id": "e", "prompt": "b"}])
+    shutil.rmtree(tmp_path / "scratch", ignore_errors=True)
+    steps = Steps(filters=filters, deduplicate=True, decontaminate=Decontamination())
+    benchmarks = [Benchmark(path=str(tmp_path / "eval.jsonl"))]
+    curation = Curation([tmp_path / "rows.jsonl"], steps, tmp_path / "scratch", benchmarks)
     try:
-        select(
-            rows,
-            filters,
-            deduplicate=True,
-            decontamination=Decontamination(),
-            evaluation=[{"id": "e", "prompt": "b"}],
-            out=tmp_path,
-        )
+        curation.work(workers=1, progress=Progress)
+        curation.finish(tmp_path, seed=0, progress=Progress)
     except StageError:
         assert not list(read_jsonl(tmp_path / "dataset.jsonl"))
     kept, dropped = (list(read_jsonl(tmp_path / name)) for name in FILES[:2])
@@ -152,11 +165,80 @@ def test_near_duplicates_and_recited_problems_are_dropped_with_what_they_match(t
 
 def test_the_batch_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for batch in (1, 3, 250):
-        monkeypatch.setattr("data_prep.curation.BATCH_ROWS", batch)
+        monkeypatch.setattr("data_prep.shard_work.BATCH_ROWS", batch)
+        monkeypatch.setattr("data_prep.gathering.BATCH_ROWS", batch)
         curate(tmp_path / str(batch), mixed(), near_duplicates={})
     for name in FILES:
         whole = (tmp_path / "250" / "out" / name).read_bytes()
         assert all((tmp_path / batch / "out" / name).read_bytes() == whole for batch in ("1", "3"))
+
+
+@pytest.mark.parametrize("size", [90, 300, 1000, 10**6])
+def test_the_shards_leave_no_trace(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems of one to seven traces, and lines that are none; a problem's pass rate counts all its traces."""
+    draw = random.Random(0)
+    rows = [
+        trace(number, GOOD.replace("4", draw.choice("45")) + "!" * draw.randint(0, 50), id=f"p{number}/{sample}")
+        for number in range(40)
+        for sample in range(draw.randint(1, 7))
+    ]
+    rows[3]["problem_id"] = rows[4]["problem_id"] = None
+    options = {
+        "annotate": [{"type": "difficulty", "min_traces": 1}],
+        "filters": [],
+        "near_duplicates": {},
+        "bad_rows": "set_aside",
+    }
+    monkeypatch.setattr("data_prep.curation.SHARD_BYTES", size)
+    write_jsonl(tmp_path / "traces" / "traces.jsonl", rows)
+    lines = (tmp_path / "traces" / "traces.jsonl").read_bytes().split(b"\n")
+    for place in (0, 9, 10, 50, 51, 52, 80):
+        lines.insert(place, draw.choice([b"", b"no row", b"{}", b'{"id": 4}']))
+    text = b"\n".join(lines)
+    counts = curate(tmp_path, text, workers=1, **options)
+    assert counts["set_aside"] > 2
+    kept = [*read_jsonl(tmp_path / "out" / "dataset.jsonl"), *read_jsonl(tmp_path / "out" / "dropped.jsonl")]
+    for problem in {row["problem_id"] for row in rows} - {None}:
+        verdicts = [row["verdict"] == "correct" for row in kept if row["problem_id"] == problem]
+        rates = {round(row["pass_rate"], 3) for row in kept if row["problem_id"] == problem}
+        assert rates == {round(sum(verdicts) / len(verdicts), 3)}
+    monkeypatch.setattr("data_prep.curation.SHARD_BYTES", 10**9)
+    curate(tmp_path / "whole", text, workers=1, **options)
+    for name in (*FILES, "bad.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
+
+
+def test_traces_of_a_problem_that_stand_apart_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.curation.SHARD_BYTES", 100)
+    rows = [trace(number, GOOD, id=f"t{place}") for place, number in enumerate([0, 0, 1, 0])]
+    with pytest.raises(RequestError, match=r"traces.jsonl:4: other traces of its problem 'p0' stand further up"):
+        curate(tmp_path, rows, annotate=[{"type": "difficulty"}])
+
+
+def test_further_benchmarks(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "aime.jsonl", [{"id": 7, "question": "problem 3"}])
+    against = {"against": [{"path": str(tmp_path / "aime.jsonl"), "column": "question"}]}
+    curate(tmp_path, [trace(number, GOOD) for number in range(5)], decontaminate=against)
+    (dropped,) = read_jsonl(tmp_path / "out" / "dropped.jsonl")
+    assert dropped["contamination"] == [
+        {"problem_id": "7", "benchmark": "aime.jsonl", "words": [0, 2], "text": "problem 3"}
+    ]
+    stage = CurateStage.model_validate({"inputs": {"traces": "t", "problems": "p"}, "grader": {"type": "exact"},
+                                        "decontaminate": against})  # fmt: skip
+    assert stage.external_files == (tmp_path / "aime.jsonl",)
+
+
+def test_a_selection_comes_last(tmp_path: Path) -> None:
+    rows = [trace(number // 2, GOOD + " so" * (number % 2), id=f"t{number}", completion_tokens=10 + number)
+            for number in range(6)]  # fmt: skip
+    counts = curate(tmp_path, rows, select=[{"type": "shortest_correct"}])
+    assert [row["id"] for row in read_jsonl(tmp_path / "out" / "dataset.jsonl")] == ["t0", "t2", "t4"]
+    assert counts["dropped_select-shortest_correct"] == 3
+    funnel = read_json(tmp_path / "out" / "funnel.json")
+    assert (funnel["steps"][-1]["step"], funnel["steps"][-1]["out"]) == ("select-shortest_correct", 3)
+    assert funnel["completion_tokens"] == {"rows": 3, "total": 36, "longest": 14, "edges": [8, 16], "counts": [3]}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| select-shortest_correct | 6 | 3 |" in card
 
 
 def test_a_filter_that_comes_twice_has_a_name_of_its_own(tmp_path: Path) -> None:
@@ -190,7 +272,7 @@ def test_a_row_without_its_columns_is_refused(tmp_path: Path, column: str, value
         del bad[column]
     else:
         bad[column] = value
-    with pytest.raises(RequestError, match=f"traces.jsonl: row 2: `{column}` is"):
+    with pytest.raises(RequestError, match=rf"traces.jsonl:2: (no column '{column}'|'{column}' is no text)"):
         curate(tmp_path, [trace(0, GOOD), bad])
 
 
@@ -198,66 +280,11 @@ def test_a_corrupt_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     path.write_text(json.dumps(trace(0, GOOD)) + '\n{"id": "p1/0", "prom')
     with pytest.raises(RequestError, match=r"traces.jsonl:2: not JSON"):
-        verify(path, ExactGrader(), scratch=tmp_path, workers=1, progress=Progress("grading", 2, "traces"))
+        Curation([path], Steps(grader=ExactGrader()), tmp_path / "shards").work(workers=1, progress=Progress)
 
 
 def test_workers_are_not_part_of_the_stage_key() -> None:
     wired = {"inputs": {"traces": "t", "problems": "p"}, "grader": {"type": "exact"}}
     one, two = (CurateStage.model_validate({**wired, "workers": workers}) for workers in (1, 2))
     assert key_config(one) == key_config(two)
-    assert CurateStage.model_validate({**wired, "grader": {"type": "math_verify"}}).needs == ("math_verify",)
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-
-import data_prep.curation
-from reasonforge.artifacts import Artifact
-from recipes.stage import StageContext
-from recipes.stages.curate import CurateStage
-
-if __name__ == "__main__":
-    inputs, out, scratch = map(Path, sys.argv[1:4])
-    data_prep.curation.SHARD_ROWS = 5
-    stage = CurateStage.model_validate({
-        "inputs": {"traces": "t", "problems": "p"}, "grader": {"type": "math_verify", "timeout_s": 1.0},
-        "workers": int(sys.argv[4]),
-    })
-    artifacts = {kind: Artifact(inputs, None) for kind in ("traces", "problems")}
-    stage.run(StageContext("curate", 0, artifacts, out, scratch, out.parent / "progress.json"))
-"""
-
-
-def test_kills_and_workers_leave_no_trace(tmp_path: Path) -> None:
-    """Two SIGKILLs at different shards, then to the end; against one undisturbed run with other workers."""
-    rows = [
-        trace(n, f"<think>{n}</think> \\boxed{{{n}(x+1)}}", answer=f"{n}x+{n + n % 2}")  # right where n is even
-        for n in range(40)
-    ]
-    # The last answer takes its whole second, so that no kill comes too late.
-    rows[39] = {**rows[39], "response": r"\boxed{9^{9^{9}}}", "answer": r"\sqrt{2}"}
-    write_jsonl(tmp_path / "traces.jsonl", rows)
-    write_jsonl(tmp_path / "eval.jsonl", EVALUATION)
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
-
-    def attempt(name: str, workers: int, kill_at: str | None = None) -> bool:
-        out, scratch = tmp_path / name / "out", tmp_path / name / "scratch"
-        for path in (out, scratch):
-            path.mkdir(parents=True, exist_ok=True)
-        for path in out.iterdir():
-            path.unlink()
-        return killing.run(script, tmp_path, out, scratch, workers, kill_at=scratch / kill_at if kill_at else None)
-
-    shards = tmp_path / "killed" / "scratch"
-    assert attempt("killed", 2, "graded-000000.jsonl")
-    first = (shards / "graded-000000.jsonl").stat().st_mtime_ns
-    assert attempt("killed", 1, "graded-000005.jsonl")
-    assert not attempt("killed", 2)
-    assert not attempt("whole", 1)
-    assert (shards / "graded-000000.jsonl").stat().st_mtime_ns == first
-    for name in FILES:
-        assert (tmp_path / "killed" / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
-    verdicts = read_json(tmp_path / "whole" / "out" / "funnel.json")["verdicts"]
-    assert verdicts == {"correct": 20, "wrong": 19, "unparseable_gold": 0, "unparseable_answer": 0, "timeout": 1}
+    assert CurateStage.model_validate({**wired, "grader": {"type": "math_verify"}}).needs == ("math_verify", "numpy")

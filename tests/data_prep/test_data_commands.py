@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -22,7 +23,7 @@ def run(*arguments: object, code: int = 0) -> Result:
     return done
 
 
-def traces(path: Path, count: int = 40) -> Path:
+def traces(path: Path, count: int = 40, padding: int = 0) -> Path:
     write_jsonl(
         path,
         (
@@ -30,7 +31,7 @@ def traces(path: Path, count: int = 40) -> Path:
                 "id": f"t{number}",
                 "prompt": f"What is {number}+1?",
                 "answer": str(number + 1),
-                "response": f"<think>\nhm\n</think>\n\\boxed{{{number + bool(number % 5)}}}",
+                "response": f"<think>\nhm{' so' * padding}\n</think>\n\\boxed{{{number + bool(number % 5)}}}",
             }
             for number in range(count)
         ),
@@ -52,16 +53,16 @@ def test_verify_adds_verdicts(tmp_path: Path) -> None:
 def test_verify_killed_goes_on(tmp_path: Path) -> None:
     import subprocess
 
-    source, graded = traces(tmp_path / "traces.jsonl", 20_000), tmp_path / "graded.jsonl"
+    source, graded = traces(tmp_path / "traces.jsonl", 8000, padding=1000), tmp_path / "graded.jsonl"
     command = [COMMAND, "data", "verify", source, graded, "--set", "grader.type=math_verify"]
     process = subprocess.Popen(command, env={**os.environ, **QUIET}, start_new_session=True)
-    while len(list(tmp_path.glob(".graded.jsonl.working/*/graded-*.jsonl"))) < 3:
+    while len(list(tmp_path.glob(".graded.jsonl.working/*/shards/marks-*.jsonl"))) < 2:
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not graded.exists()
-    assert len(list(tmp_path.glob(".graded.jsonl.working/*/graded-*.jsonl"))) < 40
+    assert len(list(tmp_path.glob(".graded.jsonl.working/*/shards/marks-*.jsonl"))) < 6
     run("verify", source, graded, "--set", "grader.type=math_verify")
     run("verify", source, tmp_path / "again.jsonl", "--set", "grader.type=math_verify")
     assert graded.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
@@ -104,6 +105,38 @@ def test_filter_dedup_and_decontaminate(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+def test_files_of_others(tmp_path: Path) -> None:
+    """Other kinds of files, with other names of columns, and without ids."""
+    rows = [{"question": f"{number}+1?", "gold": str(number + 1), "generation": f"\\boxed{{{number + 1}}}"}
+            for number in range(6)]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "theirs.parquet")
+    columns = [
+        word for pair in ("prompt=question", "answer=gold", "response=generation") for word in ("--column", pair)
+    ]
+    said = run("verify", tmp_path / "theirs.parquet", tmp_path / "graded.jsonl", "--set", "grader.type=exact", *columns)
+    assert "correct: 6" in said.output
+    assert list(read_jsonl(tmp_path / "graded.jsonl"))[1] == {
+        "prompt": "1+1?", "answer": "2", "response": "\\boxed{2}", "id": "2", "verdict": "correct", "extracted": "2"
+    }  # fmt: skip
+    told = run("verify", tmp_path / "theirs.parquet", tmp_path / "b.jsonl", "--set", "grader.type=exact",
+               "--column", "prompt=questions", code=2).output  # fmt: skip
+    assert "theirs.parquet: row 1: no column 'questions'; did you mean 'question'?" in told.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir() if "working" not in path.name) == [
+        "graded.jsonl", "theirs.parquet"
+    ]  # fmt: skip
+
+
+def test_annotate_and_select(tmp_path: Path) -> None:
+    source, marked = traces(tmp_path / "traces.jsonl"), tmp_path / "marked.jsonl"
+    run("annotate", source, marked, "--set", "annotate=[{type: escape}]")
+    assert all(row["escaped"] == {} for row in read_jsonl(marked))
+    unknown = run("annotate", source, tmp_path / "no.jsonl", "--set", "filters=[]", code=2).output
+    assert "--set: filters: unknown key" in unknown
+    balanced = "select=[{type: balanced, rows: 10, unit: words, by: [answer]}]"
+    run("select", source, "--into", tmp_path / "some", "--set", balanced)
+    assert sum(1 for _ in read_jsonl(tmp_path / "some" / "dataset.jsonl")) == 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -127,7 +160,7 @@ def test_what_is_wrong_is_one_line(
     monkeypatch.chdir(tmp_path)
     traces(tmp_path / "traces.jsonl")
     (tmp_path / "traces.csv").write_text("a,b\n")
-    output = run(*arguments, code=2).output
-    assert told in output
-    assert output.count("\n") == 1
+    output = run(*arguments, code=2).output.splitlines()
+    assert told in output[-1]
+    assert [line for line in output if "rows, " not in line] == output[-1:]  # besides progress
     assert not (tmp_path / "out.jsonl").exists()

@@ -198,7 +198,7 @@ def test_splits_never_overlap(tmp_path_factory: pytest.TempPathFactory, prompts:
         ('{"prompt": " ", "answer": "1"}', "problems.jsonl:4: 'prompt' is empty"),
         ('{"prompt": "x", "answer": null}', "problems.jsonl:4: 'answer' is null"),
         ('{"prompt": "x", "answer": true}', "problems.jsonl:4: 'answer' is a value of type bool"),
-        ('{"prompt": "\\ud800", "answer": "1"}', "problems.jsonl:4: found half a surrogate pair"),
+        ('{"prompt": "\\ud800", "answer": "1"}', "problems.jsonl:4: a lone surrogate"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, expected: str) -> None:

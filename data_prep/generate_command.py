@@ -1,0 +1,64 @@
+"""The command `data generate`: a teacher, or several, answer the problems of a file; `data_prep.cli` hooks it in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from data_prep.commands.common import json_option, path_type, refuse_existing, say, set_option, working
+
+
+@click.command()
+@click.argument("problems", metavar="PROBLEMS", type=path_type)
+@click.argument("destination", metavar="TRACES.jsonl", type=path_type)
+@click.option("--config", type=path_type, help="A YAML file with `engine:` and `sampling:`, as in a generate stage.")
+@set_option("engine.type=vllm --set engine.model_path=teacher --set sampling.samples=4")
+@click.option("--seed", default=0, show_default=True, help="As a recipe's seed.")
+@json_option
+def generate(
+    problems: Path, destination: Path, config: Path | None, overrides: Sequence[str], seed: int, as_json: bool
+) -> None:
+    """Let a teacher answer every problem (`id`, `prompt`, `answer`; further columns are carried along)."""
+    from data_prep.generation import Engine, Sampling
+    from reasonforge.config import Strict, key_config, load_options
+    from reasonforge.progress import Progress
+
+    class Options(Strict):
+        """What `generate` takes."""
+
+        engine: Engine
+        """Who answers."""
+        sampling: Sampling = Sampling()
+        """How many answers a problem gets, and how they are drawn."""
+
+    options = load_options(Options, config, overrides)
+    refuse_existing(destination)
+    rows = _read(problems)
+    files = [[str(path.absolute()), *_state(path)] for path in options.engine.external_files]
+    with working(destination, [problems], {**key_config(options), "seed": seed, "files": files}) as place:
+        counts = options.engine.generate(
+            rows, options.sampling, destination=place / "traces.jsonl", scratch=place, seed=seed, progress=Progress
+        )
+        (place / "traces.jsonl").rename(destination)
+    say(as_json, destination, counts)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The problems; RequestError where there are none, where one lacks a column, or two have one id."""
+    from data_prep.rows import checked_rows
+    from reasonforge.errors import RequestError
+
+    rows, seen = list(checked_rows(path, ("id", "prompt", "answer"))), set()
+    for row in rows:
+        if row["id"] in seen:
+            raise RequestError(str(path), f"two problems have the id {row['id']!r}", "give each its own")
+        seen.add(row["id"])
+    if not rows:
+        raise RequestError(str(path), "no problems to answer")
+    return rows
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
