@@ -12,7 +12,7 @@ from data_prep.grading.extract import final_text, last_boxed
 from data_prep.grading.judge import JudgeGrader
 from data_prep.grading.math import MathVerifyGrader
 from data_prep.grading.numeric import NumericGrader
-from data_prep.grading.pool import GradingPool, equivalent_pairs, grade_rows
+from data_prep.grading.pool import GradingPool, grade_rows
 from data_prep.grading.reasoning_gym import ReasoningGymGrader
 
 Grader = Annotated[
@@ -35,7 +35,6 @@ __all__ = [
     "NumericGrader",
     "ReasoningGymGrader",
     "Verdict",
-    "equivalent_pairs",
     "final_text",
     "grade_rows",
     "last_boxed",

@@ -66,14 +66,6 @@ class BaseGrader(Strict):
         """
         self.judge("1+1", "1+2")
 
-    def agree(self, a: str, b: str) -> bool:
-        """Whether each of two extracted answers, taken as right, accepts the other. No time limit is set here."""
-        return all((self.decide(x, y) or self.judge(x, y)) == "correct" for x, y in ((a, b), (b, a)))
-
-    def equivalent(self, a: str, b: str) -> bool:
-        """Whether two extracted answers say the same; symmetric. In this process, limited as `grade` is."""
-        return self.agree(a, b)
-
     @property
     def limit_s(self) -> float:
         """CPU seconds of a worker's own process that one `judge` may take."""

@@ -118,10 +118,6 @@ class CodeGrader(BaseGrader):
         """See that this machine has a sandbox."""
         check(self.sandbox)
 
-    def agree(self, a: str, b: str) -> bool:
-        """Whether two programs are the same text: tests say whether a program is right, not whether two are alike."""
-        return a.strip() == b.strip()
-
     def _program(self, program: str, test: "_Program") -> Verdict:
         ended = run(self.sandbox, "main.py", {"main.py": program}, test.stdin)
         if ended.reason != "exit" or ended.code != 0:

@@ -109,12 +109,6 @@ class MathVerifyGrader(BaseGrader):
             return looseness(right, trees[0], given, trees[1]) if None not in trees else None
         return None
 
-    def equivalent(self, a: str, b: str) -> bool:
-        """Whether each of two answers, taken as right, accepts the other; False where that takes too long."""
-        with _alarm(self.timeout_s):
-            return self.agree(a, b)
-        return False
-
 
 def _gold(answer: str) -> str:
     return normalise(last_boxed(answer) or answer)

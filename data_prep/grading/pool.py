@@ -42,33 +42,16 @@ def grade_rows(
         yield from pool.grade(rows, progress)
 
 
-def equivalent_pairs(pairs: Iterable[Pair], grader: BaseGrader, workers: int) -> Iterator[bool]:
-    """For each pair of extracted answers whether they say the same, in order; False where that takes too long."""
-
-    def decided() -> Iterator[tuple[Pair, Verdict | None]]:
-        for first, second in pairs:
-            verdicts = grader.decide(first, second), grader.decide(second, first)
-            known: Verdict | None = None
-            if None not in verdicts:
-                known = "correct" if verdicts == ("correct", "correct") else "wrong"
-            yield (first, second), known
-
-    with GradingPool(grader, workers, task="equivalent") as pool:
-        for verdict in pool.verdicts(decided()):
-            yield verdict == "correct"
-
-
 class GradingPool:
     """Worker processes of one grader. They start when the first pair needs them and stay until the pool is left.
 
     Args:
         grader: what compares.
         workers: processes, at least 1.
-        task: "grade", or "equivalent" for `equivalent_pairs`.
     """
 
-    def __init__(self, grader: BaseGrader, workers: int, task: str = "grade"):
-        self._grader, self._count, self._task = grader, max(workers, 1), task
+    def __init__(self, grader: BaseGrader, workers: int):
+        self._grader, self._count = grader, max(workers, 1)
         self._workers: list[_Worker] = []
         self._known: OrderedDict[Pair, Verdict] = OrderedDict()
         self._queue: deque[Pair] = deque()
@@ -138,7 +121,7 @@ class GradingPool:
     def _work(self) -> None:
         """Give idle workers their next batch, then wait until some worker has said something or died."""
         while len(self._workers) < min(self._count, len(self._queue) // self._grader.batch + 1):
-            worker = _Worker(self._grader, self._task)
+            worker = _Worker(self._grader)
             self._workers.append(worker)
             self._selector.register(worker.output, selectors.EVENT_READ, worker)
         for worker in self._workers:
@@ -170,12 +153,12 @@ class GradingPool:
 class _Worker:
     """One `python -m data_prep.grading.worker`, and the pairs that it has not answered yet."""
 
-    def __init__(self, grader: BaseGrader, task: str):
+    def __init__(self, grader: BaseGrader):
         self._silence_s = grader.silence_s
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = start_piped(
-            [sys.executable, "-P", "-m", "data_prep.grading.worker", grader.model_dump_json(), task],
+            [sys.executable, "-P", "-m", "data_prep.grading.worker", grader.model_dump_json()],
             # One order of sympy's sets for all workers of all attempts.
             {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
         )

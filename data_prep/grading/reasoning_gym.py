@@ -73,10 +73,6 @@ class ReasoningGymGrader(BaseGrader):
         """Load the package, which takes seconds."""
         _package()
 
-    def agree(self, a: str, b: str) -> bool:
-        """Whether two answers are the same text, whitespace and case folded: the scorers know right answers only."""
-        return " ".join(a.split()).casefold() == " ".join(b.split()).casefold()
-
 
 def _read(gold: str) -> tuple[str, dict[str, Any]] | None:
     try:

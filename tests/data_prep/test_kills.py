@@ -88,6 +88,15 @@ def start(script: Path, run: RunDirectory, arguments: Sequence[object]) -> "subp
     return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE)
 
 
+def await_work(run: RunDirectory, process: "subprocess.Popen[bytes]") -> None:
+    """Until it has begun, so that a busy machine does not make all kills come before the work."""
+    deadline = time.monotonic() + killing.PATIENCE_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(event.get("pid") == process.pid for event in run.read_events()):
+            return
+        time.sleep(0.005)
+
+
 def ended(processes: Sequence[int]) -> None:
     """Wait for the workers of a killed process: each sees for itself that nobody is left to work for."""
     deadline = time.monotonic() + killing.PATIENCE_S
@@ -96,7 +105,7 @@ def ended(processes: Sequence[int]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("array", "workers"), [(1, 2), (4, 1), (7, 3)])
+@pytest.mark.parametrize(("array", "workers"), [(1, 3), (4, 1), (7, 2)])
 def test_ten_kills_leave_no_trace(array: int, workers: int, made: RunDirectory, tmp_path: Path) -> None:
     draw = random.Random(array)
     run = RunDirectory(tmp_path / "run")
@@ -109,8 +118,9 @@ def test_ten_kills_leave_no_trace(array: int, workers: int, made: RunDirectory, 
     kills = 0
     while kills < KILLS:
         process = start(script, run, draw.choice([*tasks, []]) if tasks else [])
+        await_work(run, process)
         try:
-            process.wait(draw.uniform(0.3, 1.8))
+            process.wait(draw.uniform(0.0, 1.2))
         except subprocess.TimeoutExpired:
             workers_of = killing.descendants(process.pid)
             process.send_signal(signal.SIGKILL)
@@ -122,7 +132,7 @@ def test_ten_kills_leave_no_trace(array: int, workers: int, made: RunDirectory, 
             assert process.returncode == 0, told.decode()
             if run.stage("curate").exists():  # too fast: a part of the work again
                 shutil.rmtree(run.stage("curate"))
-    for arguments in [*tasks, []]:
+    for arguments in [*tasks[:1], []]:  # the finishing run does what parts have left
         process = start(script, run, arguments)
         _, told = process.communicate(timeout=killing.PATIENCE_S)
         assert process.returncode == 0, told.decode()
