@@ -86,7 +86,7 @@ def main() -> None:
 def write_traces(directory: Path, size: int) -> int:
     """Traces of about 8 kB on average and 60 kB at most, and a benchmark's problems; returns how many traces."""
     chance = random.Random(0)
-    sentences = [one + "." for text in texts(1, min(20_000_000, max(size, 200_000))) for one in text.split(". ")]
+    sentences = [one + "." for text in texts(1, min(20_000_000, max(size // 10, 200_000))) for one in text.split(". ")]
     problems = [{"id": f"e{number}", "prompt": " ".join(chance.choices(sentences, k=3))} for number in range(PROBLEMS)]
     write_jsonl(directory / "eval.jsonl", problems)
     written = count = 0

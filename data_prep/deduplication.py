@@ -97,7 +97,7 @@ class NearDeduplicator:
         self._config = config
         self._index = Index(config.threshold)
         self._kept = _Kept(directory)
-        self._overlap = _Overlap(config)
+        self._overlap = Overlap(config)
 
     def find(self, rows: Sequence[Row]) -> list[Duplicate | None]:
         """Of each row, what it duplicates; None where it is kept. Any number of rows at a time; a thousand is fast."""
@@ -175,7 +175,7 @@ class _Kept:
         return 8 * (len(self._ends) + len(self._id_ends)) + len(self._ids)
 
 
-class _Overlap:
+class Overlap:
     """Compares the sets of shingles of texts. The shingles themselves, as another may have a shingle's hash."""
 
     def __init__(self, config: NearDuplicates):

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.deduplication import Duplicate, NearDuplicates, _Overlap
+from data_prep.deduplication import Duplicate, NearDuplicates, Overlap
 from data_prep.hashing import run_hashes, split_units
 from data_prep.minhash import Index, bands_and_rows, sketch
 
@@ -36,7 +36,7 @@ class SketchedDeduplicator:
         self._config, self._read = config, read
         self._index = Index(config.threshold)
         self._numbers = array("q")
-        self._overlap = _Overlap(config)
+        self._overlap = Overlap(config)
 
     def find(self, signatures: "Signatures", numbers: Sequence[int]) -> list[Duplicate | None]:
         """Of each row, what it duplicates; None where it is kept. `numbers` are what `read` knows the rows by."""

@@ -80,7 +80,8 @@ def run(
     force: Sequence[str],
 ) -> None:
     """Run a recipe on this machine. What is done already is skipped; what was interrupted goes on."""
-    from reasonforge.display import duration, showing
+    from reasonforge.display import showing
+    from reasonforge.progress import duration
     from recipes.local import check_outside_inputs, launch, select
     from recipes.recipe import check_run_name, load_recipe
     from recipes.run_directory import RunDirectory
@@ -239,7 +240,7 @@ def status(run_name: str, runs_dir: Path, as_json: bool, follow: bool, wait: boo
 
 
 def _status_table(seen: Any) -> Any:
-    from reasonforge.display import duration
+    from reasonforge.progress import duration
 
     rows = [
         (

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from reasonforge.progress import duration
+
 LINE_INTERVAL_S = 10.0
 
 
@@ -13,15 +15,6 @@ def remaining(progress: dict[str, Any]) -> str:
     """What is left by the latest rate, for people: "40 s left"; empty where nothing can be said."""
     left = progress["total"] - progress["done"]
     return f"{duration(left / progress['rate'])} left" if left > 0 and progress["rate"] > 0 else ""
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "12.3 s", "4 min 05 s" or "3 h 12 min"."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def data_size(count: int) -> str:

@@ -19,7 +19,7 @@ class Progress:
 
     Args:
         title: what is being done, in a few words ("sampling", "training").
-        total: units in all.
+        total: units in all; 0 where that is not known.
         unit: the unit's name, plural ("samples", "steps").
         state_file: where the latest state goes as one JSON object; None writes none.
     """
@@ -81,6 +81,16 @@ class Progress:
 
     def _line(self) -> str:
         left = max(self.total - self.done, 0)
-        eta = f", {left / self.rate:.0f} s left" if left and self.rate > 0 else ""
+        eta = f", {duration(left / self.rate)} left" if left and self.rate > 0 else ""
         note = f" | {self.note}" if self.note else ""
-        return f"{self.title}: {self.done}/{self.total} {self.unit}, {self.rate:.1f}/s{eta}{note}"
+        of = f"/{self.total}" if self.total else ""  # 0: not known
+        return f"{self.title}: {self.done}{of} {self.unit}, {self.rate:.1f}/s{eta}{note}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "12.3 s", "4 min 05 s" or "3 h 12 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from reasonforge.display import duration
+from reasonforge.progress import duration
 from recipes.report.content import Content
 from recipes.report.wording import interval, number, percent, points, points_interval, size
 

@@ -7,7 +7,7 @@ requests. The report stage calls `render`.
 from dataclasses import dataclass
 from pathlib import Path
 
-from reasonforge.display import duration
+from reasonforge.progress import duration
 from recipes.evaluation.scoring import Interval, Scores
 from recipes.report import wording
 from recipes.report.charts import (

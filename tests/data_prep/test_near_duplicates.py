@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.deduplication import Duplicate, NearDeduplicator, NearDuplicates, _Overlap, _text_of
+from data_prep.deduplication import Duplicate, NearDeduplicator, NearDuplicates, Overlap, _text_of
 from data_prep.hashing import Unit, run_hashes, split_units
 from data_prep.minhash import BINS, RECALL, Index, bands_and_rows, sketch
 from data_prep.native import compiled
@@ -136,7 +136,7 @@ def test_the_similarity_is_that_of_the_sets_whatever_the_texts_repeat(shingle: U
     for size in (1, 2, 3, 5):
         texts = [" ".join(draw.choices(alphabet, k=draw.randint(1, 14))) for _ in range(30)]
         units = split_units(texts, shingle)
-        overlap = _Overlap(NearDuplicates(shingle=shingle, size=size))
+        overlap = Overlap(NearDuplicates(shingle=shingle, size=size))
         overlap.batch(units, run_hashes(units, size))
         for row, text in enumerate(texts):
             for other, another in enumerate(texts):

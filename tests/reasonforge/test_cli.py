@@ -150,7 +150,7 @@ def test_a_run_that_does_not_exist(desk: Desk) -> None:
         (PROBLEMS.encode() + b'{"prompt": "\xff"}\n', "mine.jsonl:3: not UTF-8 at byte "),
         (PROBLEMS + "\n[]\n", "mine.jsonl:4: found a JSON list; a jsonl file holds one JSON object on each line"),
         (PROBLEMS + '{"prompt": "?", "anwser": "3"}\n', "mine.jsonl:3: no column 'answer'; did you mean 'anwser'?"),
-        (PROBLEMS + '{"prompt": "\\ud83d", "answer": "3"}\n', "mine.jsonl:3: found half a surrogate pair"),
+        (PROBLEMS + '{"prompt": "\\ud83d", "answer": "3"}\n', "mine.jsonl:3: a lone surrogate"),
         ("", "mine.jsonl: holds no problems"),
         (None, "mine.jsonl: no such file"),
     ],
@@ -246,7 +246,7 @@ def test_verify_names_the_file_that_differs(desk: Desk) -> None:
 def test_logs(desk: Desk) -> None:
     desk.good("run", "cheap.yaml")
     assert "generating: 120/120 problems" in desk.good("logs", "cheap", "generate")
-    assert "grading: 120/120 traces" in desk.good("logs", "cheap")
+    assert "grading: 120/120 rows" in desk.good("logs", "cheap")
     assert desk.good("logs", "cheap") == desk.good("logs", "cheap", "curate")
     pipeline = f"{desk.command} logs cheap generate | head -n 1"
     piped = subprocess.run(["/bin/sh", "-c", pipeline], cwd=desk.root, capture_output=True, text=True, check=True)

@@ -7,7 +7,8 @@ from contextlib import suppress
 import pytest
 from desk import Desk
 
-from reasonforge.display import duration, remaining, showing
+from reasonforge.display import remaining, showing
+from reasonforge.progress import duration
 from recipes.local import Update
 
 

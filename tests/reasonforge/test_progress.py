@@ -66,3 +66,9 @@ def test_a_line_an_interval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     (line,) = capsys.readouterr().err.splitlines()
     assert "sampling: 4/5 samples" in line
     assert line.endswith(" s left")
+
+
+def test_a_total_that_is_not_known_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("reading", 0, "traces") as counter:
+        counter.advance(3)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("reading: 3 traces, ")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from reasonforge.artifacts import Artifact, Cost, InputRecord, Receipt, content_digest, hash_files, seal
-from reasonforge.display import duration
 from reasonforge.errors import RequestError
 from reasonforge.files import write_json, write_jsonl
+from reasonforge.progress import duration
 from recipes.evaluation.scoring import Interval, score
 from recipes.report.charts import linear_axis
 from recipes.report.curves import smoothed, thinned
