@@ -67,6 +67,13 @@ def site_problems(recipe: Recipe, site: Site, plan: ClusterPlan) -> Iterator[Req
                 f"({largest.component}: {largest.bytes / GIB:.0f})",
                 need.remedy,
             )
+        given = recipe.stages[name].resources.memory_gb
+        if name in planned and need.conversion is not None and given is not None and need.conversion.cpu > given * GIB:
+            yield RequestError(
+                f"stages.{name}.resources.memory_gb",
+                f"is {given:g}, but a conversion takes {data_size(need.conversion.cpu)}",
+                "ask for 1, with room for Python",
+            )
 
 
 def _image_problems(where: str, stage: Stage, placement: Placement) -> Iterator[RequestError]:

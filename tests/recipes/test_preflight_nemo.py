@@ -215,3 +215,12 @@ def test_an_offline_site_refuses_models_by_name(tmp_path: Path) -> None:
     assert str(problem).startswith(
         "stages.generate.engine.model_path: Qwen/QwQ-32B is no directory, and the site is off"
     )
+
+
+def test_a_conversion_needs_its_memory(tmp_path: Path) -> None:
+    recipe = shipped(SEVEN, tmp_path, "import.resources.memory_gb=0.05")
+    site = load_site("dgx-h100-pyxis")
+    (problem,) = site_problems(recipe, site, make_cluster_plan(recipe, site, Path("/runs/x"), "/opt/python"))
+    assert str(problem) == (
+        "stages.import.resources.memory_gb: is 0.05, but a conversion takes 67.1 MB; ask for 1, with room for Python"
+    )
