@@ -7,6 +7,8 @@ from data_prep.grading.sandbox import Sandbox
 from data_prep.voting import agreements
 from reasonforge.errors import RequestError
 
+pytestmark = pytest.mark.xdist_group("sandbox")
+
 GRADER = CodeGrader(sandbox=Sandbox(cpu_s=2, wall_s=20.0))
 
 STDIN = [{"stdin": "1 2\n", "stdout": "3\n"}, {"stdin": "5 -7", "stdout": "-2"}]

@@ -24,7 +24,10 @@ def allowed() -> bool:
     return True
 
 
-pytestmark = pytest.mark.skipif(not allowed(), reason="this kernel allows no namespaces")
+pytestmark = [
+    pytest.mark.skipif(not allowed(), reason="this kernel allows no namespaces"),
+    pytest.mark.xdist_group("sandbox"),  # each test sees that no process of any sandbox is left
+]
 
 
 def go(code: str, box: Sandbox = BOX, stdin: str = "") -> Ended:
