@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import BadLine, Span, read_lines, read_object, read_texts, refuse
+from data_prep.documents import BadLine, read_lines, read_object, read_texts, refuse
+from data_prep.lines import Span
 
 BATCH_BYTES = 256 << 10
 """What is read at once; a batch is never smaller than a line."""

@@ -13,17 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from data_prep.lines import LINE_BYTES, Span, spans
 from reasonforge.errors import RequestError
 
 Text: TypeAlias = str | list[str]
 """A document: its text, or its sentences."""
-Span: TypeAlias = tuple[int, int]
-"""A range of a file's bytes; the lines that begin in it belong to it."""
 
 CHUNK_BYTES = 4 << 20
 """What is read at once, and so about what is in memory."""
-LINE_BYTES = 32 << 20
-"""The longest line that is taken for a document."""
 
 _ONE_OBJECT = "a jsonl file holds one JSON object on each line"
 
@@ -45,14 +42,12 @@ class Chunk:
     lines: int
 
 
-def spans(path: Path, size: int) -> list[Span]:
+def document_spans(path: Path, size: int) -> list[Span]:
     """The file in ranges of `size` bytes; RequestError where there is no file, or nothing in it."""
-    if not path.is_file():
-        raise RequestError(str(path), "no such file")
-    total = path.stat().st_size
-    if not total:
+    found = spans(path, size)
+    if not found:
         raise RequestError(str(path), "empty: it has no documents")
-    return [(start, min(start + size, total)) for start in range(0, total, size)]
+    return found
 
 
 def read_documents(

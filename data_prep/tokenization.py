@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.chat_rows import Chats, read_chats
 from data_prep.chat_tokenizer import Batch, ChatTokenizer
-from data_prep.documents import Span, spans
 from data_prep.formats.parquet_parts import concatenate
 from data_prep.formats.publishing import published
 from data_prep.formats.tokens_parquet import TokensWriter, split
+from data_prep.lines import Span, spans
 from data_prep.shards import map_shards
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import jsonl_line, read_jsonl, write_json
@@ -63,7 +63,7 @@ class Tokenization:
         """The ranges of the dataset that are tokenized one by one."""
         if not self.dataset.is_file():
             raise RequestError(str(self.dataset), "no such file")
-        return spans(self.dataset, SHARD_BYTES) if self.dataset.stat().st_size else []
+        return spans(self.dataset, SHARD_BYTES)
 
 
 def tokenize_file(

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,13 @@ def working(destination: Path, sources: Sequence[Path], identity: Mapping[str, A
             if other != place:
                 shutil.rmtree(other)
         place.mkdir(parents=True, exist_ok=True)
-        yield place
+        try:
+            yield place
+        except BaseException:
+            with suppress(OSError):  # what was finished stays; where nothing was, no trace is left
+                place.rmdir()
+                root.rmdir()
+            raise
         shutil.rmtree(root)
 
 

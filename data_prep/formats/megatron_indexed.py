@@ -1,6 +1,6 @@
 """Writes the `.bin` and `.idx` files that Megatron-LM trains on, byte for byte as its tools/preprocess_data.py does.
 
-`python -m benchmarks.tokenization` and users with plain jsonl call it. The file is cut into ranges of bytes that
+The command `data index` calls it. The file is cut into ranges of bytes that
 survive a kill, and the two files are put together from them in order, so neither kills nor workers change a byte.
 
 Source: Megatron-LM, tools/preprocess_data.py and megatron/core/datasets/indexed_dataset.py.
@@ -17,9 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from data_prep.documents import BadLine, Span, Text, read_documents, refuse, sample, spans
+from data_prep.documents import BadLine, Text, document_spans, read_documents, refuse, sample
 from data_prep.encoder import TextEncoder
 from data_prep.formats.publishing import published
+from data_prep.lines import Span
 from data_prep.shards import map_shards
 from reasonforge.errors import RequestError
 from reasonforge.files import canonical_json, read_jsonl, sha256_file, sha256_text, write_jsonl
@@ -93,7 +94,7 @@ def write_indexed(plan: Plan, prefix: Path, *, scratch: Path, workers: int, prog
 
     Raises RequestError for a bad line, naming it, for a tokenizer that cannot be used, and where nothing is left.
     """
-    ranges = spans(plan.source, plan.shard_bytes)
+    ranges = document_spans(plan.source, plan.shard_bytes)
     _encoder(plan)  # refused before any work
     scratch = scratch / plan.key()
     progress.total, progress.unit = len(ranges), "shards"

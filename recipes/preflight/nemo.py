@@ -83,9 +83,17 @@ class Plan:
 
 def layout_problems(plan: Plan) -> list[Problem]:
     """All that is wrong with the layout, errors first, under the keys of the recipe."""
+    # NeMo takes the vocabulary as the import padded it.
+    found = [problem for problem in _laid_out(plan, plan.model) if problem.rule != "vocabulary"]
+    found += _beyond_the_layout(plan)
+    return [replace(problem, keys=tuple(map(_key, problem.keys))) for problem in found]
+
+
+def _laid_out(plan: Plan, model: ModelSpec) -> list[Problem]:
+    """What megatron-core would say of a model over these GPUs."""
     engine = plan.engine
-    found = problems(
-        plan.model,
+    return problems(
+        model,
         engine.parallelism,
         plan.batch,
         plan.gpus,
@@ -93,9 +101,6 @@ def layout_problems(plan: Plan) -> list[Problem]:
         engine.precision.type,
         transformer_engine=engine.layer_spec == "te",
     )
-    found = [problem for problem in found if problem.rule != "vocabulary"]  # NeMo takes it as the import padded it
-    found += _beyond_the_layout(plan)
-    return [replace(problem, keys=tuple(map(_key, problem.keys))) for problem in found]
 
 
 def memory(plan: Plan, capacity: int) -> MemoryTable:
@@ -202,13 +207,7 @@ def _teacher_problem(plan: Plan, teacher: ModelSpec) -> Problem | None:
             "the divergence is between distributions over one vocabulary",
             "take a teacher with the student's tokenizer",
         )
-    engine = plan.engine
-    wrong = errors(
-        problems(
-            teacher, engine.parallelism, plan.batch, plan.gpus, max(plan.gpus_per_node, 1), engine.precision.type,
-            transformer_engine=engine.layer_spec == "te",
-        )
-    )  # fmt: skip
+    wrong = errors(_laid_out(plan, teacher))
     if not wrong:
         return None
     return replace(wrong[0], rule="teacher", why=f"of the teacher, {wrong[0].why}")

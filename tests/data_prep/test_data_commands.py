@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bpe_fixture import save_bpe
 from click.testing import CliRunner, Result
 from desk import COMMAND, QUIET
 from tokenizer_fixture import save_tokenizer
@@ -164,3 +165,18 @@ def test_what_is_wrong_is_one_line(
     assert told in output[-1]
     assert [line for line in output if "rows, " not in line] == output[-1:]  # besides progress
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_index_writes_megatrons_files(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    save_bpe(tmp_path / "model")
+    write_jsonl(tmp_path / "texts.jsonl", ({"text": "one two three"} for _ in range(5)))
+    done = run("index", tmp_path / "texts.jsonl", tmp_path / "all", "--model", tmp_path / "model", "--json")
+    assert json.loads(done.stdout)["documents"] == 5
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["all_text_document.bin", "all_text_document.idx", "model", "texts.jsonl"]
+    again = run("index", tmp_path / "texts.jsonl", tmp_path / "all", "--model", tmp_path / "model", code=2)
+    assert "is already there" in again.output
+    write_jsonl(tmp_path / "none.jsonl", [])
+    run("index", tmp_path / "none.jsonl", tmp_path / "no", "--model", tmp_path / "model", code=2)
+    assert not list(tmp_path.glob(".*"))

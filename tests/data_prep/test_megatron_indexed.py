@@ -13,7 +13,7 @@ from bpe_fixture import save_bpe
 from tokenizers import Tokenizer
 
 from data_prep import documents
-from data_prep.documents import read_documents, spans
+from data_prep.documents import document_spans, read_documents
 from data_prep.formats.megatron_indexed import Plan, write_indexed
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl
@@ -274,7 +274,7 @@ def test_strange_but_good_lines(qwen: Path, tmp_path: Path) -> None:
     ]
     source = tmp_path / "in.jsonl"
     source.write_text("\n".join(lines))  # the last one without a line break
-    chunks = list(read_documents(source, spans(source, 1 << 20)[0], "text", pytest.fail))
+    chunks = list(read_documents(source, document_spans(source, 1 << 20)[0], "text", pytest.fail))
     assert [text for chunk in chunks for text in chunk.documents] == ["a", "c", "d", "e"]
 
 
@@ -307,7 +307,7 @@ def test_every_line_is_read_once(tmp_path: Path, chunk_bytes: int) -> None:
     for size in (1, 13, 50, 1 << 20):
         chunks = [
             chunk
-            for span in spans(source, size)
+            for span in document_spans(source, size)
             for chunk in read_documents(source, span, "text", pytest.fail, chunk_bytes)
         ]
         assert [text for chunk in chunks for text in chunk.documents] == [row["text"] for row in rows]
