@@ -94,15 +94,15 @@ class ClusterDesk(Desk):
     def halted(self, run: str, stage: str) -> int:
         """Wait until a stage trains, and halt its process; its id."""
         (self.run(run) / f"logs/{stage}.progress.json").unlink(missing_ok=True)
-        self.cluster.wait_for(lambda: self.trained(run) > 20, "training", 120)
+        self.cluster.wait_for(lambda: self.trained(run, stage) > 20, "training", 120)
         process = stage_process(self.run(run), stage)
         os.kill(process, signal.SIGSTOP)
         return process
 
-    def trained(self, run: str) -> int:
-        """Steps that the training has done."""
+    def trained(self, run: str, stage: str) -> int:
+        """Steps that a stage's training has done."""
         try:
-            progress = json.loads((self.run(run) / "logs/base.progress.json").read_text())
+            progress = json.loads((self.run(run) / f"logs/{stage}.progress.json").read_text())
         except FileNotFoundError:
             return 0
         return int(progress["done"]) if progress["title"] == "training" else 0
@@ -141,12 +141,13 @@ def weights(desk: Desk) -> str:
 
 
 def stage_process(run: Path, stage: str) -> int:
-    """The process of a stage, which is neither srun nor slurmstepd."""
+    """A process of a stage, which is neither srun nor slurmstepd."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            command = (folder / "cmdline").read_text().split("\0")
+            command = (folder / "cmdline").read_text()
         except OSError:
             continue
-        if command[1:3] == ["-m", "recipes.run_stage"] and command[3:5] == [str(run), stage]:
+        program = Path(command.split("\0")[0]).name
+        if program.startswith("python") and f"\0recipes.run_stage\0{run}\0{stage}\0" in command:
             return int(folder.name)
     raise AssertionError(f"no process of {stage}")
