@@ -30,7 +30,7 @@ from typing import Any
 from reasonforge.progress import Progress
 
 ROOT = Path(__file__).parents[1]
-SAMPLING_S = 0.05
+SAMPLING_S = 0.2
 VOCABULARY = 48_000
 TARGETS = {"small": (20.0, 1.0), "large": (2.5, 3.0), "chat": (30.0, 1.0), "workers": (1.0, 1.0)}
 """How many times fewer CPU seconds, and how many times less memory, than the peer."""
