@@ -4,7 +4,7 @@ A jsonl file of texts of random words is written; some are near-copies of earlie
 sides of the threshold. Each way reads the file in a process of its own and says which rows go; CPU seconds, peak
 memory, the recall of planted pairs whose true Jaccard similarity (sets of 5 words) reaches .8, and rows that went with
 no such partner are printed as Markdown. `start` is what a way does before the first row, once however many there are:
-it imports its library, and ours loads what numba compiled in an earlier process. A first round, which compiles, is not
+it imports its library, and ours links what numba compiled in an earlier process. A first round, which compiles, is not
 counted. rensa is imported where this Python finds it (`pip install rensa`, or PYTHONPATH).
 
 rensa has four rows: `5 words` makes the shingles that we take; `5 words, .7` lowers the threshold and takes 32 bands,

@@ -8,21 +8,19 @@ import hashlib
 import os
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
-from data_prep.hashing import STEP, Unit, Units, constants, run_hashes, shared, shared_words, split_units, weights
+from data_prep.hashing import BLOCK, Unit, Units, constants, run_hashes, shared, shared_words, split_units, weights
 from data_prep.minhash import Index, sketch
 from data_prep.native import compiled
 from reasonforge.config import Strict
-
-if TYPE_CHECKING:
-    from data_prep.hashing import Hashes
 
 Row = dict[str, Any]
 
@@ -84,6 +82,13 @@ class Duplicate:
     """Their Jaccard similarity: of the sets of shingles themselves, not an estimate."""
 
 
+def texts_of(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """The text of each row."""
+    if len(columns) == 1:
+        return [row[columns[0]] for row in rows]
+    return ["\n".join([row[column] for column in columns]) for row in rows]
+
+
 class NearDeduplicator:
     """Finds near-duplicates by MinHash and LSH (`data_prep.minhash`), and compares the texts of all that it finds.
 
@@ -102,10 +107,9 @@ class NearDeduplicator:
     def find(self, rows: Sequence[Row]) -> list[Duplicate | None]:
         """Of each row, what it duplicates; None where it is kept. Any number of rows at a time; a thousand is fast."""
         config = self._config
-        units = split_units(["\n".join([row[column] for column in config.columns]) for row in rows], config.shingle)
+        units = split_units(texts_of(rows, config.columns), config.shingle)
         runs = run_hashes(units, config.size)
         signatures = sketch(runs, units.offsets, config.size, self._index.bins)
-        self._overlap.batch(units, runs)
         found: list[Duplicate | None] = [None] * len(rows)
         kept: list[int] = []  # rows of this batch, whose texts are not yet on the disk
         looked = 0
@@ -114,7 +118,7 @@ class NearDeduplicator:
             looked = row + 1
             found[row] = self._compare(units, rows, kept, row, candidates)
             if found[row] is None:
-                self._index.keep(signatures[row])
+                self._index.keep()
                 kept.append(row)
         kept.extend(range(looked, len(rows)))
         self._kept.add(units, kept, [rows[row]["id"] for row in kept])
@@ -131,7 +135,7 @@ class NearDeduplicator:
         mine, before = _text_of(units, row), len(self._kept)
         for number in candidates:
             theirs = self._kept.text(number) if number < before else _text_of(units, kept[number - before])
-            similarity = 1.0 if theirs == mine else self._overlap.similarity(row, theirs)
+            similarity = 1.0 if theirs == mine else self._overlap.similarity(mine, theirs)
             if similarity >= self._config.threshold:
                 of = self._kept.id(number) if number < before else rows[kept[number - before]]["id"]
                 return Duplicate(of, similarity)
@@ -152,13 +156,18 @@ class _Kept:
 
     def add(self, units: Units, rows: list[int], ids: list[str]) -> None:
         """Remember rows of a batch, behind those that are there."""
-        text, ends = units.text.data, units.rows.tolist()
-        gaps = [place for place in range(1, len(rows)) if rows[place] > rows[place - 1] + 1]
-        for begin, end in pairwise([0, *gaps, len(rows)]) if rows else ():
-            self._file.write(text[ends[rows[begin]] : ends[rows[end - 1] + 1]])
+        import numpy as np
+
+        if not rows:
+            return
+        places = np.asarray(rows)
+        begins, ends = units.rows[places], units.rows[places + 1]
+        gaps = np.flatnonzero(begins[1:] != ends[:-1])
+        pieces = zip(begins[[0, *(gaps + 1)]].tolist(), ends[[*gaps, -1]].tolist(), strict=True)
+        text = units.text.data
+        self._file.write(b"".join([text[begin:end] for begin, end in pieces]))
         self._file.flush()
-        lengths = (ends[row + 1] - ends[row] for row in rows)
-        self._ends.extend(accumulate(lengths, initial=self._ends.pop()))
+        self._ends.frombytes((np.cumsum(ends - begins) + self._ends[-1]).tobytes())
         names = [name.encode("utf-8", "surrogatepass") for name in ids]
         self._ids += b"".join(names)
         self._id_ends.extend(accumulate(map(len, names), initial=self._id_ends.pop()))
@@ -179,47 +188,53 @@ class Overlap:
     """Compares the sets of shingles of texts. The shingles themselves, as another may have a shingle's hash."""
 
     def __init__(self, config: NearDuplicates):
-        self._words, self._unit, self._size = config.shingle == "words", config.shingle, config.size
-        self._room = 0
+        self._unit, self._size, self._room = config.shingle, config.size, 0
 
-    def batch(self, units: Units, runs: "Hashes") -> None:
-        """These are the texts to compare others with, and what `run_hashes` says of them."""
-        self._units, self._runs = units, runs
-
-    def similarity(self, row: int, other: bytes) -> float:
-        """Jaccard, of a row of the batch and another text, which comes from `Units.text` too and is not equal."""
-        import numpy as np
-
-        first, end = int(self._units.offsets[row]), int(self._units.offsets[row + 1])
-        if first == end or not other:
+    def similarity(self, mine: bytes, other: bytes) -> float:
+        """Jaccard, of two texts that are as `Units.text` has them, and not equal."""
+        if not mine or not other:
             return 0.0
-        sharing, sharing_words = compiled(shared), compiled(shared_words)
-        if sharing is None or sharing_words is None:
-            ours, theirs = _shingles(self._units, row, self._size), _shingles(self._units_of(other), 0, self._size)
-            return len(ours & theirs) / len(ours | theirs)
-        self._make_room(end - first + len(other))
-        mine = (self._units.text, self._units.starts, self._runs, first, end - first, self._size)
-        if self._words:
-            text = np.frombuffer(other + bytes(STEP), np.uint8)
-            both = sharing_words(*mine, text, len(other), weights(), constants(), *self._scratch, *self._result)
+        sharing = compiled(shared)
+        if sharing is None or self._unit != "words":
+            texts = [text.decode("utf-8", "surrogatepass") for text in (mine, other)]
+            both, together = self._of_units(split_units(texts, self._unit), sharing)
         else:
-            units = self._units_of(other)
-            runs = run_hashes(units, self._size)
-            both = sharing(*mine, units.text, units.starts, runs, len(runs), *self._result)
-        return float(both / self._result[1][0])
+            self._make_room(len(mine) + len(other))
+            self._text[: len(mine)] = mine
+            self._text[len(mine) : len(mine) + len(other)] = other
+            self._lengths[0], self._lengths[1] = len(mine), len(other)
+            both, together = self._sharing(), self._lengths[2]
+        return both / together
 
-    def _units_of(self, text: bytes) -> Units:
-        return split_units([text.decode("utf-8", "surrogatepass")], self._unit)
-
-    def _make_room(self, units: int) -> None:
-        """Make the arrays that the kernels work in, where they are not large enough for so many units."""
+    def _of_units(self, units: Units, sharing: Callable[..., int] | None) -> tuple[int, int]:
+        """How many shingles the texts share and have together."""
         import numpy as np
 
-        if units <= self._room:
+        if sharing is None:
+            ours, theirs = (_shingles(units, row, self._size) for row in (0, 1))
+            return len(ours & theirs), len(ours | theirs)
+        runs, together = run_hashes(units, self._size), np.zeros(1, np.int64)
+        table = np.empty(1 << (2 * len(runs)).bit_length(), np.int32)
+        text = np.append(units.text, np.zeros(BLOCK, np.uint8))
+        both = sharing(text, units.starts, runs, units.offsets, self._size, table, together)
+        return both, int(together[0])
+
+    def _make_room(self, size: int) -> None:
+        """Bind the kernel to arrays that hold texts of so many bytes together, where they are not large enough."""
+        import numpy as np
+
+        if size <= self._room:
             return
-        self._room = 2 * units
-        self._scratch = tuple(np.empty(self._room + 1, kind) for kind in (np.int64, np.uint64, np.uint64))
-        self._result = np.empty(1 << (2 * self._room).bit_length(), np.int32), np.zeros(2, np.int64)
+        self._room = 2 * size
+        words = size + 2  # of one byte and a space
+        text, lengths = np.zeros(self._room + BLOCK, np.uint8), np.zeros(3, np.int64)
+        starts, (hashes, runs) = np.empty(words, np.int64), np.empty((2, words), np.uint64)
+        offsets, table = np.zeros(3, np.int64), np.empty(1 << self._room.bit_length(), np.int32)
+        self._text, self._lengths = text.data, lengths.data
+        if kernel := compiled(shared_words):
+            self._sharing = partial(
+                kernel, text, lengths, starts, hashes, runs, offsets, self._size, weights(), constants(), table
+            )
 
 
 def _text_of(units: Units, row: int) -> bytes:

@@ -7,6 +7,7 @@ The hashes only find candidates: whoever calls compares the text itself before i
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.native import compiled
@@ -25,7 +26,9 @@ BYTE, WORD, MIX, SHIFT = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558
 """Odd 64-bit multipliers (the golden ratio; Degski's and MurmurHash3's mixers) for the bytes of a word, for the units
 of a run, and for mixing; and how far mixing shifts."""
 STEP = 16
-"""Bytes of a word that are hashed at once; a text that the kernels read has as many behind its end."""
+"""Bytes of a word that are hashed at once."""
+BLOCK = 64
+"""Bytes that are looked at together for the ends of words; a text that the kernels read has as many behind its end."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _split_encoded(data: bytes, ends: "Places", split: Callable[..., int]) -> Un
 
     texts = len(ends) - 1
     most = (len(data) + texts) // 2 + 1
-    text, starts, hashes = np.empty(len(data) + texts + STEP, np.uint8), np.empty(most + 1, np.int64), _empty(most)
+    text, starts, hashes = np.empty(len(data) + texts + BLOCK, np.uint8), np.empty(most + 1, np.int64), _empty(most)
     rows, offsets = np.zeros(texts + 1, np.int64), np.zeros(texts + 1, np.int64)
     split(np.frombuffer(data, np.uint8), ends, weights(), constants(), text, rows, starts, hashes, offsets)
     return Units(text[: rows[-1]], rows, starts[: offsets[-1] + 1], hashes[: offsets[-1]], offsets)
@@ -133,7 +136,7 @@ def _empty(length: int) -> "Hashes":
 def _split_words(  # type: ignore[no-untyped-def]
     data, ends, weights, constants, text, rows, starts, hashes, offsets
 ):
-    """Three short loops a text do without a branch at the end of each word, which costs more than they do.
+    """Short loops, of many bytes at once where the processor can: none has a branch at the end of each word.
 
     They go over slices from their beginning, or by unsigned places, as of others numba asks if they count from the end.
     """
@@ -156,14 +159,38 @@ def _split_words(  # type: ignore[no-untyped-def]
                 blank = made[at] == 32
                 end += not (blank and gap)
                 gap = blank
-        first = word
-        for at in range(end):
-            starts[np.uint64(word + 1)] = out + at + 1
-            word += made[at] == 32
+        first, word = word, mark_words(text, out, out + end, word, constants, starts)  # type: ignore[no-untyped-call]
         hash_words(text, starts, first, word, weights, constants, hashes)  # type: ignore[no-untyped-call]
         begin, out = ends[row + 1], out + end
         rows[row + 1] = out
         offsets[row + 1] = word
+
+
+def mark_words(text, begin, end, word, constants, starts):  # type: ignore[no-untyped-def]
+    """Put behind each space where the next word starts, from this number of words on, and return the number then."""
+    one = constants[4]
+    for block in range(begin, end, 64):
+        piece, spaces = text[block : block + 64], one - one
+        for place in range(64):
+            spaces |= np.uint64(piece[place] == 32) << np.uint64(place)
+        if end - block < 64:
+            spaces &= (one << np.uint64(end - block)) - one
+        while spaces:
+            word += 1
+            starts[word] = block + 1 + ones((spaces - one) & ~spaces)  # type: ignore[no-untyped-call]
+            spaces &= spaces - one
+    return word
+
+
+def ones(bits):  # type: ignore[no-untyped-def]
+    """How many bits of a uint64 are set: compilers know this way of counting them and have one instruction for it."""
+    one = np.uint64(1)
+    two, four, most = one + one, np.uint64(4), np.uint64(56)
+    fives, threes = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
+    bits -= (bits >> one) & fives
+    bits = (bits & threes) + ((bits >> two) & threes)
+    bits = (bits + (bits >> four)) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((bits * np.uint64(0x0101010101010101)) >> most)
 
 
 def hash_words(text, starts, first, last, weights, constants, hashes):  # type: ignore[no-untyped-def]
@@ -172,10 +199,10 @@ def hash_words(text, starts, first, last, weights, constants, hashes):  # type: 
     for number in range(first, last):
         at, left, value = starts[number], starts[number + 1] - starts[number] - 1, one
         while left > 0:
-            weight = weights[min(left, 16)]
-            value *= weight[16]
+            weight, piece, sum = weights[min(left, 16)], text[at : at + 16], one - one
             for place in range(16):
-                value += text[np.uint64(at + place)] * weight[place]
+                sum += piece[place] * weight[place]
+            value = value * weight[16] + sum
             at += 16
             left -= 16
         value = (value ^ (value >> shift)) * mix
@@ -200,72 +227,68 @@ def roll(hashes, offsets, size, constants, runs):  # type: ignore[no-untyped-def
 
 
 def shared_words(  # type: ignore[no-untyped-def]
-    text, starts, runs, first, units, size, other, length, weights, constants, other_starts, hashes, other_runs, table,
-    result
-):  # fmt: skip
-    """As `shared`, where the other text is not yet cut into words."""
-    words, other_starts[0] = 0, 0
-    for at in range(length):
-        other_starts[words + 1] = at + 1
-        words += other[at] == 32
-    hash_words(other, other_starts, 0, words, weights, constants, hashes)  # type: ignore[no-untyped-call]
-    result[0], result[1] = 0, words
-    roll(hashes, result, size, constants, other_runs)  # type: ignore[no-untyped-call]
-    return shared(  # type: ignore[no-untyped-call]
-        text, starts, runs, first, units, size, other, other_starts, other_runs, words, table, result
-    )
-
-
-def shared(  # type: ignore[no-untyped-def]
-    text, starts, runs, first, units, size, other_text, other_starts, other_runs, other_units, table, result
+    text, lengths, starts, hashes, runs, offsets, size, weights, constants, table
 ):
-    """How many shingles two texts share; `result` is how many they have together.
+    """As `shared`, of two texts that are not yet cut into words, of so many bytes, one behind the other in `text`."""
+    words, begin, starts[0] = 0, 0, 0
+    for row in range(2):
+        end = begin + lengths[row]
+        words = mark_words(text, begin, end, words, constants, starts)  # type: ignore[no-untyped-call]
+        offsets[row + 1], begin = words, end
+    hash_words(text, starts, 0, words, weights, constants, hashes)  # type: ignore[no-untyped-call]
+    roll(hashes, offsets, size, constants, runs)  # type: ignore[no-untyped-call]
+    return shared(text, starts, runs, offsets, size, table, lengths)  # type: ignore[no-untyped-call]
+
+
+def shared(text, starts, runs, offsets, size, table, result):  # type: ignore[no-untyped-def]
+    """How many shingles two texts share; the last of `result` is how many they have together. None of them is empty.
 
     `table` becomes a hash set of shingles: 1 + the place of one of the first text, which turns negative once the other
     has it too, or of the other behind those of the first. Shingles are equal where their bytes are.
     """
-    count, others = max(1, units - size + 1), max(1, other_units - size + 1)
+    middle, last = offsets[1], offsets[2]
+    count, others = max(1, middle - size + 1), max(1, last - middle - size + 1)
     width = 1
     while width < 2 * (count + others):
         width *= 2
     for place in range(width):
         table[place] = 0
-    both, together, before, end_before = 0, 0, -1, 0
+    both, together, before, known = 0, 0, -1, 0  # known: up to where the text is as it is at the shingle `before`
     for number in range(count + others):
         mine = number < count
-        at = number + first if mine else number - count
-        begin = starts[at] if mine else other_starts[at]
-        end = starts[min(at + size, first + units)] if mine else other_starts[min(at + size, other_units)]
-        slot = np.int64((runs[at] if mine else other_runs[at]) & np.uint64(width - 1))
+        at = number if mine else number - count + middle
+        begin, end = starts[at], starts[min(at + size, middle if mine else last)]
+        slot, same = np.int64(runs[at] & np.uint64(width - 1)), 0
         while table[slot] != 0:
             held = abs(table[slot]) - 1
-            theirs = held - count
-            start = starts[first + held] if held < count else other_starts[theirs]
-            stop = (
-                starts[first + min(held + size, units)]
-                if held < count
-                else other_starts[min(theirs + size, other_units)]
-            )
-            # Of the next two after two that are equal, all but the last unit is known to be; not so in the other text's
-            # first, before which there is none.
-            same = end_before - begin if held == before + 1 and 0 < held < count and number != count else 0
-            if stop - start == end - begin:
-                while same < end - begin and (text[begin + same] if mine else other_text[begin + same]) == (
-                    text[start + same] if held < count else other_text[start + same]
-                ):
-                    same += 1
-            if same == end - begin:
+            its = held if held < count else held - count + middle
+            start, stop = starts[its], starts[min(its + size, middle if held < count else last)]
+            # The shingles behind two that are equal are, as far as is known; not so a text's first.
+            same = max(0, known - begin) if held == before + 1 and held > 0 and held != count and number != count else 0
+            more = 64 if stop - start == end - begin else 0
+            while more == 64 and same < end - begin:
+                more = alike(text, begin + same, start + same)  # type: ignore[no-untyped-call]
+                same += more
+            if more > 0 and same >= end - begin:
                 break
             slot = (slot + 1) & (width - 1)
-        before, end_before = abs(table[slot]) - 1, end
+        before, known = abs(table[slot]) - 1, begin + same
         if table[slot] == 0:
             table[slot] = number + 1
             together += 1
         elif not mine and 0 < table[slot] <= count:
             table[slot] = -table[slot]
             both += 1
-    result[0] = together
+    result[len(result) - 1] = together
     return both
+
+
+def alike(text, one, other):  # type: ignore[no-untyped-def]
+    """How many bytes are the same from two places on, 64 at most."""
+    first, second, different = text[one : one + 64], text[other : other + 64], np.uint64(0)
+    for place in range(64):
+        different |= np.uint64(first[place] != second[place]) << np.uint64(place)
+    return ones((different - np.uint64(1)) & ~different)  # type: ignore[no-untyped-call]
 
 
 def _words(texts: Sequence[str]) -> Units:
@@ -305,4 +328,4 @@ def _powers(base: int, count: int) -> "Hashes":
 def _offsets(lengths: Any) -> "Places":
     import numpy as np
 
-    return np.concatenate([[0], np.cumsum(np.fromiter(lengths, np.int64))]).astype(np.int64)
+    return np.cumsum(np.fromiter(chain((0,), lengths), np.int64))

@@ -8,8 +8,9 @@ the least rank in a bin one byte is kept (b-bit minwise hashing, Li and König 2
 """
 
 import functools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from data_prep.hashing import constants, mixed
 from data_prep.native import compiled
@@ -29,6 +30,8 @@ RECALL = 0.99
 SLACK = 0.2
 """How far a candidate's estimated similarity may be below the threshold, or the texts are not compared: four standard
 deviations, sqrt(similarity × (1 - similarity) / bins)."""
+BLOCK = 64
+"""Shingles of which bin and rank are computed together."""
 WALK = 4096
 """Rows of one bucket that are looked at, the newest first, so that a phrase in millions of rows does not cost the
 square of their number; beyond it, recall is lost."""
@@ -60,8 +63,10 @@ def sketch(runs: "Hashes", offsets: "NDArray[np.int64]", shingle: int, bins: int
     texts = len(offsets) - 1
     signatures = np.zeros((texts, bins), np.uint8)
     if sketching := compiled(_sketch):
-        ranks = np.empty(bins, np.uint64)
-        sketching(runs, offsets, shingle, np.uint64(bins), _rounds(bins), _seeds(bins), constants(), ranks, signatures)
+        scratch = np.empty(bins, np.uint64), *np.empty((2, BLOCK), np.uint64)
+        sketching(
+            runs, offsets, shingle, np.uint64(bins), _rounds(bins), _seeds(bins), constants(), *scratch, signatures
+        )
         return signatures
     for row in range(texts):
         begin, end = offsets[row], offsets[row + 1]
@@ -97,7 +102,7 @@ def _seeds(bins: int) -> "Hashes":
 
 
 def _sketch(  # type: ignore[no-untyped-def]
-    runs, offsets, shingle, wide, rounds, seeds, constants, ranks, signatures
+    runs, offsets, shingle, wide, rounds, seeds, constants, ranks, places, drawn, signatures
 ):
     multiplier, mix, shift, one = constants[1], constants[2], constants[3], constants[4]
     step, none = one << shift, ~(one - one)
@@ -113,12 +118,15 @@ def _sketch(  # type: ignore[no-untyped-def]
         turn, turns = 0, 1
         while turn < turns:
             seed = seeds[turn]
-            for at in range(begin, end):
-                value = (runs[at] ^ seed) * multiplier
-                value = (value ^ (value >> shift)) * mix
-                place = ((value >> shift) * wide) >> shift
-                rank = ((value ^ (value >> shift)) & low) | base
-                ranks[place] = min(ranks[place], rank)
+            for block in range(begin, end, len(places)):
+                some = runs[block : min(block + len(places), end)]
+                for at in range(len(some)):  # many at once where the processor can
+                    value = (some[at] ^ seed) * multiplier
+                    value = (value ^ (value >> shift)) * mix
+                    places[at] = ((value >> shift) * wide) >> shift
+                    drawn[at] = ((value ^ (value >> shift)) & low) | base
+                for at in range(len(some)):
+                    ranks[places[at]] = min(ranks[places[at]], drawn[at])
             base = base + step
             if turn == 0:
                 filled = 0
@@ -159,12 +167,9 @@ def _sketch_one(runs: "Hashes", bins: int) -> "Signatures":
     return signature
 
 
-class _Rows(NamedTuple):
-    """Rows as the kernels take them."""
-
-    signatures: "Signatures"
-    slots: "NDArray[np.int64]"
-    """The places of their bands in the heads, rows × bands."""
+KEPT, ROW, ROWS, LEAST, FOUND = range(5)
+"""Places in the state of an `Index`: the rows that are kept; the row of the batch that is next, and one past the last;
+the bins that a candidate shares at least; and how many candidates were found."""
 
 
 class Index:
@@ -178,143 +183,154 @@ class Index:
 
         self.bands, self.rows = bands_and_rows(threshold)
         self.bins = self.bands * self.rows
-        self.kept = 0
-        self._least = int(self.bins * max(0.0, threshold - SLACK))
         self._signatures = np.zeros((1024, self.bins), np.uint8)
         self._next = np.zeros((1024, self.bands), np.int32)
         self._heads = np.full((self.bands, 1024), -1, np.int32)
         self._found = np.zeros(self.bands * WALK, np.int32)
-        self._state = np.zeros(2, np.int64)
+        self._batch, self._slots = np.zeros((1024, self.bins), np.uint8), np.zeros((1024, self.bands), np.int64)
+        self._numbers = np.zeros(5, np.int64)
+        self._state = self._numbers.data
+        self._state[LEAST] = int(self.bins * max(0.0, threshold - SLACK))
         self._slow: list[dict[bytes, list[int]]] = [{} for _ in range(self.bands)]
-        self._grow(0)
+        self._kernels = self._bound()
 
     def candidates(self, signatures: "Signatures") -> Iterator[tuple[int, list[int]]]:
         """Go through rows: yields each that has candidates, with these (numbers of kept rows, ascending).
 
         A row without candidates is kept at once; one that is yielded is kept where `keep` is called before going on.
         """
-        self._grow(self.kept + len(signatures))
-        rows, row = self._located(signatures), 0
-        while row < len(signatures):
-            if rows is None:
-                close = self._pass_slowly(signatures[row])
-            else:
-                row, close = self._pass(rows, row, self._least)
-            if close:
-                yield row, close
-            row += 1
+        state = self._state
+        self._grow(state[KEPT] + len(signatures), len(signatures))
+        self._stage(signatures)
+        self._pass()
+        while state[ROW] < state[ROWS]:
+            yield state[ROW], sorted(set(self._found[: state[FOUND]].tolist()))
+            state[ROW] += 1
+            self._pass()
 
-    def keep(self, signature: "Signatures") -> None:
-        """Keep one row."""
-        if rows := self._located(signature[None]):
-            self._pass(rows, 0, self.bins + 1)
-        else:
-            self._keep_slowly(signature)
+    def keep(self) -> None:
+        """Keep the row that was yielded last."""
+        state = self._state
+        row, rows, least = state[ROW], state[ROWS], state[LEAST]
+        state[ROWS], state[LEAST] = row + 1, self.bins + 1
+        self._pass()
+        state[ROW], state[ROWS], state[LEAST] = row, rows, least
 
     @property
     def memory(self) -> int:
-        """Bytes of the arrays, where numba is there."""
+        """Bytes of the arrays that grow with the rows, where numba is there."""
         return int(self._signatures.nbytes + self._next.nbytes + self._heads.nbytes)
 
-    def _located(self, signatures: "Signatures") -> _Rows | None:
-        """Rows for `_pass`, None without numba.
+    def _stage(self, signatures: "Signatures") -> None:
+        """Make these the batch, to be gone through from its first row on.
 
         What `_pass` will look at is then in the processor's cache: here it is asked for many rows at once, in `_pass`
         it would be waited for at each.
         """
-        import numpy as np
+        self._batch[: len(signatures)] = signatures
+        self._state[ROW], self._state[ROWS] = 0, len(signatures)
+        if self._kernels:
+            self._kernels[0]()
 
-        if (locate := compiled(_locate)) is None:
+    def _pass(self) -> None:
+        """Keep the batch's rows from the next one on, up to the first that has candidates, which is then the next."""
+        if self._kernels:
+            self._kernels[1]()
+        else:
+            self._pass_slowly()
+
+    def _bound(self) -> tuple[Callable[[], Any], Callable[[], Any]] | None:
+        """The kernels with the arrays as they are now; None without numba."""
+        locate, passing = compiled(_locate), compiled(_pass)
+        if locate is None or passing is None:
             return None
-        signatures, slots = signatures.view(), np.empty((len(signatures), self.bands), np.int64)
-        signatures.setflags(write=False)  # so that all that come are of one type
-        mask = np.uint64(self._heads.shape[1] - 1)
-        locate(signatures, slots, mask, constants(), self._signatures, self._next, self._heads)
-        return _Rows(signatures, slots)
+        arrays = self._batch, self._slots, self._signatures, self._next, self._heads
+        shared = *(one.reshape(-1) for one in arrays), self._numbers, self.bands, self.rows
+        return partial(locate, *shared, constants()), partial(passing, *shared, self._found, WALK)
 
-    def _pass(self, rows: _Rows, row: int, least: int) -> tuple[int, list[int]]:
-        """Keep rows from `row` on up to the first that has candidates: which one that is, and the candidates."""
-        if (run := compiled(_pass)) is None:
-            raise RuntimeError("rows are located with numba only")
-        self._state[0] = self.kept
-        tables = self._signatures, self._next, self._heads
-        row = run(rows.signatures, rows.slots, *tables, row, least, WALK, self._found, self._state)
-        self.kept, count = self._state.tolist()
-        return row, sorted(set(self._found[:count].tolist())) if count else []
-
-    def _grow(self, rows: int) -> None:
-        """Make room for so many rows, an eighth more than needed, and for a head a band for each row at least."""
+    def _grow(self, rows: int, batch: int) -> None:
+        """Make room for so many rows, an eighth more than needed, for a head a band for each, and for the batch."""
         import numpy as np
 
-        if rows > len(self._signatures):
+        room, width = len(self._signatures), self._heads.shape[1]
+        if batch > len(self._batch):
+            self._batch, self._slots = np.zeros((batch, self.bins), np.uint8), np.zeros((batch, self.bands), np.int64)
+        elif rows <= min(room, width):
+            return
+        if rows > room:
             room = rows + rows // 8
             self._signatures.resize((room, self.bins), refcheck=False)
             self._next.resize((room, self.bands), refcheck=False)
-        wider = rows > self._heads.shape[1] and compiled(_pass) is not None
+        wider = self._kernels and rows > width
         if wider:
             self._heads = np.full((self.bands, 1 << (rows - 1).bit_length()), -1, np.int32)
+        self._kernels = self._bound()
+        if wider:
             self._fill_heads()
 
     def _fill_heads(self) -> None:
-        kept, self.kept = self.kept, 0
+        state = self._state
+        kept, least = state[KEPT], state[LEAST]
+        state[KEPT], state[LEAST] = 0, self.bins + 1
         for start in range(0, kept, 1024):
-            if again := self._located(self._signatures[start : min(start + 1024, kept)]):
-                self._pass(again, 0, self.bins + 1)
+            self._stage(self._signatures[start : min(start + 1024, kept)])
+            self._pass()
+        state[LEAST] = least
 
-    def _pass_slowly(self, signature: "Signatures") -> list[int]:
-        close = set()
-        for band, key in enumerate(self._keys(signature)):
-            for one in self._slow[band].get(key, [])[-WALK:]:
-                if int((self._signatures[one] == signature).sum()) >= self._least:
-                    close.add(one)
-        if not close:
-            self._keep_slowly(signature)
-        return sorted(close)
+    def _pass_slowly(self) -> None:
+        state = self._state
+        while state[ROW] < state[ROWS]:
+            signature, close = self._batch[state[ROW]], set()
+            keys = [signature[at : at + self.rows].tobytes() for at in range(0, self.bins, self.rows)]
+            for band, key in zip(self._slow, keys, strict=True):
+                for one in band.get(key, [])[-WALK:]:
+                    if int((self._signatures[one] == signature).sum()) >= state[LEAST]:
+                        close.add(one)
+            state[FOUND] = len(close)
+            if close:
+                self._found[: len(close)] = list(close)
+                return
+            self._signatures[state[KEPT]] = signature
+            for band, key in zip(self._slow, keys, strict=True):
+                band.setdefault(key, []).append(state[KEPT])
+            state[KEPT] += 1
+            state[ROW] += 1
 
-    def _keep_slowly(self, signature: "Signatures") -> None:
-        self._signatures[self.kept] = signature
-        for band, key in enumerate(self._keys(signature)):
-            self._slow[band].setdefault(key, []).append(self.kept)
-        self.kept += 1
 
-    def _keys(self, signature: "Signatures") -> list[bytes]:
-        return [signature[at : at + self.rows].tobytes() for at in range(0, self.bins, self.rows)]
-
-
-def _locate(signatures, slots, mask, constants, table, following, heads):  # type: ignore[no-untyped-def]
+def _locate(  # type: ignore[no-untyped-def]
+    batch, slots, table, following, heads, state, bands, rows, constants
+):
     """Nothing in a loop waits for what the loop has read, so that the memory is asked for many places at once."""
     multiplier, mix, shift, seen = constants[0], constants[2], constants[3], 0
-    bands, rows, width = slots.shape[1], signatures.shape[1] // slots.shape[1], heads.shape[1]
-    signatures, slots = signatures.reshape(-1), slots.reshape(-1)
-    table, following, heads = table.reshape(-1), following.reshape(-1), heads.reshape(-1)
-    for number in range(len(slots)):
+    count, width = state[2] * bands, len(heads) // bands
+    mask = np.uint64(width - 1)
+    for number in range(count):
         key = multiplier
         for place in range(number * rows, (number + 1) * rows):
-            key = key * multiplier + signatures[place]
+            key = key * multiplier + batch[place]
         key = (key ^ (key >> shift)) * mix
         slots[number] = (key >> shift) & mask
         slots[number] += number % bands * width
-    for number in range(len(slots)):
+    for number in range(count):
         seen += heads[slots[number]]
-    for number in range(len(slots)):
+    for number in range(count):
         one = max(0, heads[slots[number]]) * bands + number % bands
         seen += table[one * rows] + following[one]
     return seen
 
 
 def _pass(  # type: ignore[no-untyped-def]
-    signatures, slots, table, following, heads, row, least, walk, found, state
+    batch, slots, table, following, heads, state, bands, rows, found, walk
 ):
-    texts, bins = signatures.shape
-    bands = slots.shape[1]
-    rows, heads = bins // bands, heads.reshape(-1)
-    for at in range(row, texts):
-        mine, places, count = signatures[at], slots[at], 0
+    bins, number, least = bands * rows, state[0], state[3]
+    state[4] = 0
+    for at in range(state[1], state[2]):
+        mine, places, count = batch[at * bins : (at + 1) * bins], slots[at * bands : (at + 1) * bands], 0
         for band in range(bands):
             one = heads[places[band]]
             looked = 0
             while one >= 0 and least <= bins and looked < walk:
-                theirs, place = table[one], band * rows
+                theirs, place = table[one * bins : (one + 1) * bins], band * rows
                 while place < (band + 1) * rows and theirs[place] == mine[place]:
                     place += 1
                 if place == (band + 1) * rows:
@@ -325,14 +341,15 @@ def _pass(  # type: ignore[no-untyped-def]
                     if same >= least:
                         found[count] = one
                         count += 1
-                one = following[one, band]
-        state[1] = count
+                one = following[one * bands + band]
         if count > 0:
-            return at
-        number = state[0]
+            state[0], state[1], state[4] = number, at, count
+            return
+        kept, links = table[number * bins : (number + 1) * bins], following[number * bands : (number + 1) * bands]
         for band in range(bands):
-            following[number, band] = heads[places[band]]
+            links[band] = heads[places[band]]
             heads[places[band]] = number
-        table[number] = mine
-        state[0] = number + 1
-    return texts
+        for place in range(bins):
+            kept[place] = mine[place]
+        number += 1
+    state[0], state[1] = number, state[2]

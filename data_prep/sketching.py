@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.deduplication import Duplicate, NearDuplicates, Overlap
+from data_prep.deduplication import Duplicate, NearDuplicates, Overlap, texts_of
 from data_prep.hashing import run_hashes, split_units
 from data_prep.minhash import Index, bands_and_rows, sketch
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def sketch_rows(rows: Sequence[Row], config: NearDuplicates) -> "Signatures":
     """The signatures of rows, uint8, for a `SketchedDeduplicator`; of each row for itself."""
-    units = split_units(_texts(rows, config), config.shingle)
+    units = split_units(texts_of(rows, config.columns), config.shingle)
     runs = run_hashes(units, config.size)
     bands, of_a_band = bands_and_rows(config.threshold)
     return sketch(runs, units.offsets, config.size, bands * of_a_band)
@@ -47,7 +47,7 @@ class SketchedDeduplicator:
             done = row + 1
             found[row] = self._compare(numbers[row], candidates)
             if found[row] is None:
-                self._index.keep(signatures[row])
+                self._index.keep()
                 self._numbers.append(numbers[row])
         self._numbers.extend(numbers[done:])
         return found
@@ -58,18 +58,18 @@ class SketchedDeduplicator:
         return self._index.memory + 8 * len(self._numbers)
 
     def _compare(self, number: int, candidates: list[int]) -> Duplicate | None:
-        config = self._config
-        units = split_units(_texts([self._read(number)], config), config.shingle)
-        self._overlap.batch(units, run_hashes(units, config.size))
-        mine = units.text.tobytes()
+        mine = _text(self._read(number), self._config)
         for candidate in candidates:
             row = self._read(self._numbers[candidate])
-            theirs = split_units(_texts([row], config), config.shingle).text.tobytes()
-            similarity = 1.0 if theirs == mine else self._overlap.similarity(0, theirs)
-            if similarity >= config.threshold:
+            theirs = _text(row, self._config)
+            similarity = 1.0 if theirs == mine else self._overlap.similarity(mine, theirs)
+            if similarity >= self._config.threshold:
                 return Duplicate(row["id"], similarity)
         return None
 
 
-def _texts(rows: Sequence[Row], config: NearDuplicates) -> list[str]:
-    return ["\n".join([row[column] for column in config.columns]) for row in rows]
+def _text(row: Row, config: NearDuplicates) -> bytes:
+    """As `Units.text` has it."""
+    words = texts_of([row], config.columns)[0].split()
+    end = " " if words and config.shingle == "words" else ""
+    return (" ".join(words) + end).encode("utf-8", "surrogatepass")
