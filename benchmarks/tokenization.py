@@ -2,7 +2,8 @@
 
 (a) jsonl to `.bin/.idx` beside Megatron-LM's tools/preprocess_data.py, (b) a larger file beside its
 tools/preprocess_data_fast.py --use-gigatoken, (c) chat traces to ids and loss mask beside transformers'
-apply_chat_template(return_assistant_tokens_mask=True). Every run is a process of its own, in turns; CPU seconds are
+apply_chat_template(return_assistant_tokens_mask=True), "thinking" with a template that sets the thinking apart as that
+of Qwen 3 does. Every run is a process of its own, in turns; CPU seconds are
 those of its whole tree, and memory is the peak of the tree's proportional set size. What both write is compared.
 "workers" (asked for with --parts) is the whole stage on the chats with two workers beside one. "Without start-up"
 leaves out the imports, the loading of the tokenizer and its trial on the first rows, the same for any input. The
@@ -32,7 +33,13 @@ from reasonforge.progress import Progress
 ROOT = Path(__file__).parents[1]
 SAMPLING_S = 0.2
 VOCABULARY = 48_000
-TARGETS = {"small": (20.0, 1.0), "large": (2.5, 3.0), "chat": (30.0, 1.0), "workers": (1.0, 1.0)}
+TARGETS = {
+    "small": (20.0, 1.0),
+    "large": (2.5, 3.0),
+    "chat": (30.0, 1.0),
+    "thinking": (30.0, 1.0),
+    "workers": (1.0, 1.0),
+}
 """How many times fewer CPU seconds, and how many times less memory, than the peer."""
 
 _SPLIT = (
@@ -45,6 +52,17 @@ _CHATML = (
     "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+_THINKING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{% set content = message['content'] %}{% set thought = '' %}{% if '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "{{ '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""Sets the thinking apart as the template of Qwen 3 does."""
+_CHAT_PARTS = ("chat", "thinking", "workers")
 _SYLLABLES = [
     "ba", "be", "ca", "ce", "co", "da", "de", "di", "do", "el", "en", "er", "fa", "fo", "ga", "gi", "gra", "ha",
     "he", "hi", "in", "ka", "la", "le", "li", "lo", "ma", "me", "mi", "mo", "na", "ne", "no", "on", "or", "pa",
@@ -93,6 +111,9 @@ def prepare(options: argparse.Namespace) -> None:
     directory = options.directory
     if not (directory / "model" / "tokenizer.json").is_file():
         train(directory / "model")
+    if "thinking" in options.parts:
+        model = shutil.copytree(directory / "model", model_of("thinking", directory), dirs_exist_ok=True)
+        (model / "chat_template.jinja").write_text(_THINKING)
     sizes = {"small": options.small_mb, "large": options.large_mb}
     for name, size in sizes.items():
         path = directory / f"{name}-{size:g}.jsonl"
@@ -100,25 +121,23 @@ def prepare(options: argparse.Namespace) -> None:
             rows = ({"id": number, "text": text} for number, text in enumerate(texts(1, int(size * 1e6))))
             write(path, rows)
     path = directory / f"chat-{options.chats}.jsonl"
-    if {"chat", "workers"} & {*options.parts} and not path.is_file():
+    if {*_CHAT_PARTS} & {*options.parts} and not path.is_file():
         answers = itertools.islice(texts(2, 1 << 40), options.chats)
         write(path, ({"id": f"c{n}", "prompt": text[:300].strip(),
                       "response": f"<think>\n{text}\n</think>\n\\boxed{{{n}}}"}
                      for n, text in enumerate(answers)))  # fmt: skip
 
 
+def model_of(part: str, directory: Path) -> Path:
+    """The tokenizer of a part, with its chat template."""
+    return directory / ("model-thinking" if part == "thinking" else "model")
+
+
 def measure(part: str, options: argparse.Namespace) -> bool:
     """Run ours and the peer in turns and print a row for each; False where what they made differs."""
     directory = options.directory
-    source = (
-        directory
-        / {
-            "small": f"small-{options.small_mb:g}.jsonl",
-            "large": f"large-{options.large_mb:g}.jsonl",
-            "chat": f"chat-{options.chats}.jsonl",
-            "workers": f"chat-{options.chats}.jsonl",
-        }[part]
-    )
+    documents = {"small": f"small-{options.small_mb:g}.jsonl", "large": f"large-{options.large_mb:g}.jsonl"}
+    source = directory / documents.get(part, f"chat-{options.chats}.jsonl")
     ours_as = [sys.executable, "-m", "benchmarks.tokenization", "--ours"]
     ways = {"reasonforge": [*ours_as, part, source, directory]}
     if part == "workers":
@@ -137,7 +156,7 @@ def measure(part: str, options: argparse.Namespace) -> bool:
             for path in directory.glob("out-*"):
                 path.unlink()
             printed = run(list(map(str, ways[name])), options.megatron, found[name])
-            if part == "chat":
+            if part in ("chat", "thinking"):
                 body, printed = printed.split()
                 found[name].body_s.append(float(body))
             outputs[name] = digest(directory, printed)
@@ -149,10 +168,10 @@ def find_peer(part: str, megatron: Path | None, source: Path, directory: Path) -
     """The peer's name and command, or why there is none; None where we are compared with ourselves."""
     if part == "workers":
         return None
-    if part == "chat":
+    if part in ("chat", "thinking"):
         if importlib.util.find_spec("transformers") is None:
             return "no peer: transformers is not installed"
-        return "transformers apply_chat_template", [sys.executable, "-c", _CHAT_PEER, directory / "model", source]
+        return "transformers apply_chat_template", [sys.executable, "-c", _CHAT_PEER, model_of(part, directory), source]
     tool = {"small": "preprocess_data.py", "large": "preprocess_data_fast.py"}[part]
     if megatron is None or not (megatron / "tools" / tool).is_file():
         where = "--megatron is not given" if megatron is None else f"{megatron} has no tools/{tool}"
@@ -186,7 +205,7 @@ print(body, found.hexdigest() + masks.hexdigest())
 
 def ours(part: str, source: str, directory: str) -> None:
     """The same work by data_prep, in this process."""
-    model = Path(directory) / "model"
+    model = model_of(part, Path(directory))
     if part.startswith("workers"):
         from data_prep.tokenization import tokenize_file
 
@@ -202,7 +221,7 @@ def ours(part: str, source: str, directory: str) -> None:
                 written = hashlib.file_digest(handle, "sha256").hexdigest()
         print(written)
         return
-    if part != "chat":
+    if part not in ("chat", "thinking"):
         from data_prep.formats.megatron_indexed import Plan, write_indexed
 
         with tempfile.TemporaryDirectory(dir=directory) as scratch, Progress("tokenizing", 0, "shards") as progress:

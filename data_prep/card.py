@@ -27,7 +27,7 @@ class Card(Strict):
     """Its heading."""
     licence: str | None = None
     """Under which the dataset is given, as the Hub names licences ("apache-2.0"); null says "unknown". What it is made
-    of may bind it: the card lists the licences that sources and models have in the recipe."""
+    of may bind it: the card lists the licences that sources and models have in the recipe, or models say themselves."""
     language: list[str] = Field(default_factory=list)
     """ISO 639-1 codes."""
     tags: list[str] = Field(default_factory=list)
@@ -45,6 +45,8 @@ class Origin:
     """The SHA-256 over the artifact's files."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """All that decided its content: sources, teacher, sampling, seed."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    """What models say of themselves, by their names."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def _origin(origin: Origin) -> Iterator[str]:
 def _licences(card: Card, facts: Facts) -> str:
     rows = [["this dataset", card.licence or "not said"]]
     for origin in facts.origins:
-        found = list(_given_licences(origin.config, origin.name))
+        said = ((f"{origin.name}: {name}", licence) for name, licence in origin.licences.items())
+        found = [*_given_licences(origin.config, origin.name), *said]
         rows += [[place, licence] for place, licence in found] or [[origin.name, "not said"]]
     return _table(["of", "licence"], rows)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from data_prep.chat_shape import Shape
 from data_prep.encoder import TextEncoder
+from data_prep.thinking import THINK_CLOSE, THINK_OPEN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,12 +52,8 @@ class Layout:
 
     def text(self, prompt: str, response: str) -> str:
         """The conversation as far as it is kept; empty where the template has to be asked."""
-        shape, trimmed, trimmed_response = self.shape, prompt.strip(), response.strip()
-        if not trimmed or not trimmed_response:
-            return ""
-        prompt = trimmed if shape.trims_prompt else prompt
-        response = trimmed_response if shape.trims_response else response
-        return f"{shape.before}{prompt}{shape.between}{response}{self.ending}"
+        found = self.shape.parts(prompt, response)
+        return "" if found is None else f"{found[0]}{found[1]}{self.ending}"
 
     def cut(
         self, ids: "NDArray[np.int32]", lengths: "NDArray[np.int64]"
@@ -108,13 +105,21 @@ def find_layout(
         end_of: from the tokens of a conversation and how many are the prompt's to how many are kept, and whether the
             last of these is the end of sequence; None where that takes more than tokens.
     """
-    import numpy as np
-
-    example = shape.render("What?", "That.") if shape else None
-    if shape is None or example is None or not encoder.plain:
+    if shape is None or not encoder.plain:
         return None
     if any(_meet(one, other) for one in control - thinking for other in thinking):
         return None
+    # Where the template opens the thinking, an answer without any may not go on with the generation prompt's tokens.
+    examples = (shape.render("What?", said) for said in ("That.", f"{THINK_OPEN}\nSo.\n{THINK_CLOSE}\n\nThat."))
+    found = (_layout_of(encoder, shape, example, thinking, end_of) for example in examples if example)
+    return next((one for one in found if one), None)
+
+
+def _layout_of(
+    encoder: TextEncoder, shape: Shape, example: tuple[str, str], thinking: set[str], end_of: EndOf
+) -> Layout | None:
+    import numpy as np
+
     numbers = {token["content"]: token["id"] for token in encoder.added_tokens}
     added, allowed = np.zeros(encoder.highest_id + 1, np.bool_), np.zeros(encoder.highest_id + 1, np.bool_)
     added[list(numbers.values())] = True

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from data_prep.chat_layout import find_layout
-from data_prep.chat_shape import Shape, find_shape
+from data_prep.chat_shape import Shape, find_shape, keeps
 from data_prep.chat_template import ChatTemplate
 from data_prep.encoder import TextEncoder
 from data_prep.thinking import THINK_CLOSE, THINK_OPEN
@@ -162,7 +162,7 @@ class ChatTokenizer:
         results: list[_Kept | str] = [self._forbidden(*pair) or "" for pair in pairs]
         rendered = {index: self._render(*pair) for index, pair in enumerate(pairs) if not results[index]}
         for index, (prompt, full) in rendered.items():
-            if not _keeps(prompt, full, responses[index]):
+            if not keeps(prompt, full, responses[index]):
                 results[index] = "response_changed_by_template"
         todo = [index for index in rendered if not results[index]]
         fulls = self._encoder.encode_settled([rendered[index][1] for index in todo])
@@ -272,25 +272,12 @@ class ChatTokenizer:
                 f"a conversation does not begin with its generation prompt, which ends in {prompt[-30:]!r}",
                 "use a template whose generation prompt opens the assistant's turn and writes nothing into it",
             )
-        if not _keeps(prompt, full, response):
+        if not keeps(prompt, full, response):
             raise RequestError(
                 where,
                 "it leaves out the thinking of the response, so that could not be learned",
                 "use a template that renders the assistant's content as it is",
             )
-
-
-def _keeps(prompt: str, full: str, response: str) -> bool:
-    """Whether the whole text is the prompt, then the response; templates may trim and add spaces.
-
-    The response's `<think>` may be the one with which the generation prompt ends.
-    """
-    start = len(prompt)
-    if prompt.rstrip().endswith(THINK_OPEN):
-        start = prompt.rindex(THINK_OPEN)
-    if not full.startswith(prompt):
-        return False
-    return full.find(response, start) >= 0 or "".join(response.split()) in "".join(full[start:].split())
 
 
 def _batch(results: "Sequence[_Kept | str]") -> Batch:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from data_prep.generation.chat import ChatAnswer, ChatRequest
 from data_prep.generation.chat_engine import ChatEngine
+from data_prep.generation.engine import TraceEngine, Work
 from data_prep.generation.hf import HFEngine
 from data_prep.generation.openai_api import OpenAIEngine
 from data_prep.generation.programmatic import ProgrammaticTeacher
@@ -31,5 +32,7 @@ __all__ = [
     "ProgrammaticTeacher",
     "Sampling",
     "SeveralEngines",
+    "TraceEngine",
     "VLLMEngine",
+    "Work",
 ]

@@ -31,6 +31,8 @@ WINDOW = 8192
 
 _NOTICED_S = 2.0
 """How long a lost connection waits for the news that the server behind it ended."""
+_ENDING_S = 30.0
+"""How long a server that gives requests up may take to end."""
 
 
 class Endpoint(ABC):
@@ -207,17 +209,27 @@ class _Asking:
             asked = asyncio.ensure_future(client.chat.completions.create(**body, extra_body=extra))
             try:
                 await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
-                if asked.done() and isinstance(asked.exception(), APIConnectionError) and endpoint.lives > 1:
+                given_up = asked.done() and not asked.exception() and _is_given_up(asked.result())
+                if given_up and endpoint.lives > 1:
+                    await asyncio.wait({ended}, timeout=_ENDING_S)
+                elif asked.done() and isinstance(asked.exception(), APIConnectionError) and endpoint.lives > 1:
                     await asyncio.wait({ended}, timeout=_NOTICED_S)
-                if not ended.done() or (asked.done() and not asked.exception()):
+                if not given_up and (not ended.done() or (asked.done() and not asked.exception())):
                     return entry_of(asked.result())
             finally:
                 asked.cancel()
-        raise UnusableError(f"the server ended {endpoint.lives} times while it was asked")
+        raise UnusableError(f"the server ended, or gave the request up, {endpoint.lives} times while it was asked")
 
 
 class UnusableError(Exception):
     """The endpoint answered with something that is no chat completion, or never came to an answer."""
+
+
+def _is_given_up(completion: Any) -> bool:
+    """Whether it was given up half-way, for all its status of 200: by a vLLM or SGLang that is told to stop ("abort"),
+    or by a provider behind OpenRouter that failed ("error")."""
+    choices: Any = getattr(completion, "choices", None)
+    return bool(choices) and choices[0].finish_reason in ("abort", "error")
 
 
 def entry_of(completion: Any) -> dict[str, Any]:
@@ -240,8 +252,9 @@ def entry_of(completion: Any) -> dict[str, Any]:
 def whole_response(content: str, thinking: str, finish_reason: str) -> str:
     """Thinking and answer as one text.
 
-    Endpoints return the thinking apart (vLLM's and DeepSeek's `reasoning_content`), or in the content, there without
-    its opening tag where the chat template wrote that. Thinking that was cut off stays unclosed.
+    Endpoints return the thinking apart (`reasoning_content` of DeepSeek, SGLang and vLLM before 0.16, `reasoning` of
+    later ones and of OpenRouter), or in the content, there without its opening tag where the chat template wrote that.
+    Thinking that was cut off stays unclosed.
     """
     if thinking:
         cut = finish_reason == "length" and not content

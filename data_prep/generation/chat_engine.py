@@ -12,15 +12,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from data_prep.generation.chat import ChatAnswer, ChatRequest, Service
-from data_prep.generation.sampling import MakeProgress, Row, Sampling, publish_traces, sample_seed, trace_row
-from reasonforge.config import Operational, Strict
+from data_prep.generation.engine import TraceEngine, Work
+from data_prep.generation.sampling import MakeProgress, Row, Sampling, sample_seed, trace_row
+from reasonforge.config import Operational
 
 
-class ChatEngine(Strict):
+class ChatEngine(TraceEngine):
     """An engine that answers chat requests; which type it is, and where it runs, its subclasses say."""
 
-    type: str
-    """Which engine this is."""
+    licence: str | None = None
+    """The model's, for the dataset card: an SPDX identifier ("apache-2.0"), as the Hub has it."""
     system_prompt: str | None = None
     """A message of role `system` before each problem."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
@@ -46,10 +47,6 @@ class ChatEngine(Strict):
     @abstractmethod
     def teacher(self, model: Path | None) -> str:
         """The model's name in the traces."""
-
-    def block(self, sampling: Sampling) -> int:
-        """Problems that have to stay together when the work is divided: each stands alone."""
-        return 1
 
     def ask(
         self,
@@ -79,29 +76,21 @@ class ChatEngine(Strict):
         service = self.service(scratch=scratch, seed=seed, model=model)
         return ask_all(service, requests, scratch=scratch, progress=progress, title=title, unit=unit)
 
-    def generate(
-        self,
-        problems: Sequence[Row],
-        sampling: Sampling,
-        *,
-        destination: Path,
-        scratch: Path,
-        seed: int,
-        progress: MakeProgress,
-        model: Path | None = None,
-        first: int = 0,
-    ) -> dict[str, Any]:
-        """Ask for every sample that the journal in `scratch` lacks, then write all traces in order. Raises as `ask`."""
-        requests = _Samples(problems, sampling, seed, self.system_prompt)
+    def rows(self, work: Work) -> Iterator[Row]:
+        """Ask for every sample that the journal in `scratch` lacks, then all traces in order. Raises as `ask`."""
+        requests = _Samples(work.problems, work.sampling, work.seed, self.system_prompt)
         answers = self.ask(
-            requests, scratch=scratch, progress=progress, title="sampling", unit="samples", seed=seed, model=model
+            requests,
+            scratch=work.scratch,
+            progress=work.progress,
+            title="sampling",
+            unit="samples",
+            seed=work.seed,
+            model=work.model,
         )
-        teacher = self.teacher(model)
-        rows = (
-            trace_row(problem, sample, teacher=teacher, **vars(answer))
-            for (problem, sample), answer in zip(requests.pairs(), answers, strict=True)
-        )
-        return publish_traces(rows, destination)
+        teacher = self.teacher(work.model)
+        for (problem, sample), answer in zip(requests.pairs(), answers, strict=True):
+            yield trace_row(problem, sample, teacher=teacher, **vars(answer))
 
 
 @dataclass(frozen=True)

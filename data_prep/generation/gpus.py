@@ -27,8 +27,22 @@ def split_gpus(gpus: Sequence[str], each: int, replicas: int | None) -> list[Seq
 
 
 def find_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that this process may use: CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    """The GPUs that this process may use: CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists.
+
+    They are numbers wherever nvidia-smi knows them, in its order (CUDA_DEVICE_ORDER=PCI_BUS_ID): vLLM 0.17 takes no
+    UUIDs.
+    """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
+    numbers: dict[str, str] = {}
+    if visible is None or "GPU-" in visible:
+        listed = output(["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]) or ""
+        for line in listed.splitlines():
+            number, _, uuid = line.partition(",")
+            numbers[uuid.strip()] = number.strip()
     if visible is None:
-        visible = (output(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]) or "").replace("\n", ",")
-    return [name for name in (part.strip() for part in visible.split(",")) if name not in ("", "-1", "NoDevFiles")]
+        return list(numbers.values())
+    names = [name for name in map(str.strip, visible.split(",")) if name not in ("", "-1", "NoDevFiles")]
+    return [
+        next((number for uuid, number in numbers.items() if name.startswith("GPU-") and uuid.startswith(name)), name)
+        for name in names
+    ]

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from data_prep.generation.sampling import MakeProgress, Row, Sampling, publish_traces, trace_row
-from reasonforge.config import Strict
+from data_prep.generation.engine import TraceEngine, Work, own_licence
+from data_prep.generation.sampling import Row, Sampling, trace_row
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import read_jsonl, sha256_text, write_jsonl
 
@@ -23,12 +23,15 @@ WINDOW = 4096
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class HFEngine(Strict):
+class HFEngine(TraceEngine):
     """A causal language model and its chat template, through `generate` of transformers."""
 
     type: Literal["hf"] = "hf"
     model_path: str | None = None
     """A model directory, or a name on the Hub; null where a stage's input gives the model."""
+    licence: str | None = None
+    """The model's, for the dataset card: an SPDX identifier ("apache-2.0"), as the Hub has it; null takes what the
+    README.md of its directory says."""
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Sequences sampled together; it decides the random draws, so another size gives other samples."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -52,45 +55,40 @@ class HFEngine(Strict):
         """Problems that are batched together: a part of the work that begins elsewhere would give other samples."""
         return _window(sampling.samples)
 
-    def generate(
-        self,
-        problems: Sequence[Row],
-        sampling: Sampling,
-        *,
-        destination: Path,
-        scratch: Path,
-        seed: int,
-        progress: MakeProgress,
-        model: Path | None = None,
-        first: int = 0,
-    ) -> dict[str, Any]:
-        """Sample every problem; `model`, where given, comes before `model_path`. Finished batches stay in `scratch`.
+    def found_licences(self, model: Path | None = None) -> dict[str, str]:
+        """What the model's directory says."""
+        source = self._source(model)
+        return own_licence(Path(source).name, self.licence, source)
 
-        Args:
-            first: the number of the first of these problems among all that the stage has; a multiple of `block`.
+    def rows(self, work: Work) -> Iterator[Row]:
+        """Sample every problem; `model`, where given, comes before `model_path`. Finished batches stay in `scratch`.
 
         Raises RequestError for a model without tokenizer or chat template, or for a prompt too long for the model.
         """
-        source = str(model or self.model_path or "")
-        if not source:
-            raise RequestError("engine.model_path", "not given, and no input names a model", "set it to a directory")
-        scratch.mkdir(parents=True, exist_ok=True)
-        with progress("sampling", len(problems) * sampling.samples, "samples") as counter:
+        source, problems, sampling = self._source(work.model), work.problems, work.sampling
+        work.scratch.mkdir(parents=True, exist_ok=True)
+        with work.progress("sampling", len(problems) * sampling.samples, "samples") as counter:
             sampler = _Sampler.load(source, self, sampling)
             prompts = sampler.render(problems)
             units = list(_units(prompts, sampling.samples, self.batch_size))
             window = self.block(sampling)
-            before = first // window * -(-window * sampling.samples // self.batch_size)
-            paths = [scratch / f"unit-{index:06d}.jsonl" for index in range(len(units))]
+            before = work.first // window * -(-window * sampling.samples // self.batch_size)
+            paths = [work.scratch / f"unit-{index:06d}.jsonl" for index in range(len(units))]
             counter.resume(sum(len(unit) for unit, path in zip(units, paths, strict=True) if path.exists()))
             for index, (unit, path) in enumerate(zip(units, paths, strict=True)):
                 if path.exists():
                     continue
-                unit_seed = int(sha256_text(f"{seed}\n{before + index}")[:8], 16)
+                unit_seed = int(sha256_text(f"{work.seed}\n{before + index}")[:8], 16)
                 outputs = sampler.sample([prompts[position] for position, _ in unit], unit_seed)
                 write_jsonl(path, _unit_rows(problems, unit, outputs, Path(source).name))
                 counter.advance(len(unit))
-        return publish_traces(_in_order(units, paths), destination)
+        yield from _in_order(units, paths)
+
+    def _source(self, model: Path | None) -> str:
+        source = str(model or self.model_path or "")
+        if not source:
+            raise RequestError("engine.model_path", "not given, and no input names a model", "set it to a directory")
+        return source
 
 
 _Unit = list[tuple[int, int]]

@@ -33,11 +33,6 @@ class OpenAIEngine(ChatEngine):
         """The client."""
         return ("openai",)
 
-    @property
-    def external_files(self) -> tuple[Path, ...]:
-        """None: the endpoint has the model."""
-        return ()
-
     def teacher(self, model: Path | None = None) -> str:
         """The model's name, as the endpoint knows it."""
         return self.model

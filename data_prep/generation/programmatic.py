@@ -5,17 +5,17 @@ The tiny recipes generate with it, so that the filters and the reinforcement hav
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from random import Random
 from string import ascii_lowercase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_prep.generation.sampling import MakeProgress, Row, Sampling, publish_traces, sample_seed, trace_row
+from data_prep.generation.engine import TraceEngine, Work
+from data_prep.generation.sampling import Row, sample_seed, trace_row
 from data_prep.running_sum import LARGEST_TOTAL, RunningSum, parse
 from data_prep.shards import map_shards
-from reasonforge.config import Operational, Strict
+from reasonforge.config import Operational
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl
 
@@ -23,7 +23,7 @@ SHARD_SIZE = 500
 """Problems a shard: well under a second of work, so a kill loses little."""
 
 
-class ProgrammaticTeacher(Strict):
+class ProgrammaticTeacher(TraceEngine):
     """Thinks one line a term, `a+3:9+3=12`, then boxes the total; knows running sums only.
 
     Hasty traces are right, so a filter by outcome keeps them and reinforcement has something to unlearn; wrong traces
@@ -38,46 +38,21 @@ class ProgrammaticTeacher(Strict):
     workers: Annotated[int, Field(ge=1), Operational()] = 1
     """Processes."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No module beyond the standard library."""
-        return ()
-
-    @property
-    def external_files(self) -> tuple[Path, ...]:
-        """None."""
-        return ()
-
-    def block(self, sampling: Sampling) -> int:
-        """Problems that have to stay together when the work is divided: each stands alone."""
-        return 1
-
-    def generate(
-        self,
-        problems: Sequence[Row],
-        sampling: Sampling,
-        *,
-        destination: Path,
-        scratch: Path,
-        seed: int,
-        progress: MakeProgress,
-        model: Path | None = None,
-        first: int = 0,
-    ) -> dict[str, Any]:
-        """Write a trace for each problem and sample; of the sampling only `samples` means anything here.
+    def rows(self, work: Work) -> Iterator[Row]:
+        """A trace for each problem and sample; of the sampling only `samples` means anything here.
 
         Raises RequestError for a prompt that is not a running sum.
         """
-        with progress("generating", len(problems), "problems") as counter:
+        with work.progress("generating", len(work.problems), "problems") as counter:
             shards = map_shards(
-                problems,
-                partial(_trace_shard, self, sampling.samples, seed),
+                work.problems,
+                partial(_trace_shard, self, work.sampling.samples, work.seed),
                 shard_size=SHARD_SIZE,
-                scratch=scratch / "shards",
+                scratch=work.scratch / "shards",
                 workers=self.workers,
                 progress=counter,
             )
-            return publish_traces((row for shard in shards for row in read_jsonl(shard)), destination)
+            yield from (row for shard in shards for row in read_jsonl(shard))
 
     def respond(self, problem: RunningSum, rng: Random) -> str:
         """One response to one problem.

@@ -7,23 +7,23 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import lcm
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from data_prep.generation.engine import TraceEngine, Work
 from data_prep.generation.hf import HFEngine
 from data_prep.generation.openai_api import OpenAIEngine
 from data_prep.generation.programmatic import ProgrammaticTeacher
-from data_prep.generation.sampling import MakeProgress, Row, Sampling, publish_traces
+from data_prep.generation.sampling import Row, Sampling
 from data_prep.generation.vllm import VLLMEngine
-from reasonforge.config import Strict
 from reasonforge.files import read_jsonl
 
 SingleEngine = Annotated[ProgrammaticTeacher | OpenAIEngine | HFEngine | VLLMEngine, Field(discriminator="type")]
 """One teacher."""
 
 
-class SeveralEngines(Strict):
+class SeveralEngines(TraceEngine):
     """Engines that all answer. Of n samples a problem, teacher t's are numbered t * n to t * n + n - 1."""
 
     type: Literal["several"] = "several"
@@ -51,34 +51,27 @@ class SeveralEngines(Strict):
         """Problems that have to stay together for each of them."""
         return lcm(*(engine.block(sampling) for engine in self.engines))
 
-    def generate(
-        self,
-        problems: Sequence[Row],
-        sampling: Sampling,
-        *,
-        destination: Path,
-        scratch: Path,
-        seed: int,
-        progress: MakeProgress,
-        model: Path | None = None,
-        first: int = 0,
-    ) -> dict[str, Any]:
-        """Let each sample in a directory of its own below `scratch`, then write all by problem, teacher and sample."""
+    def found_licences(self, model: Path | None = None) -> dict[str, str]:
+        """Of all of them."""
+        return {name: licence for engine in self.engines for name, licence in engine.found_licences().items()}
+
+    def rows(self, work: Work) -> Iterator[Row]:
+        """Let each sample in a directory of its own below `scratch`, then all by problem, teacher and sample."""
         parts = []
         for number, engine in enumerate(self.engines):
-            place = scratch / f"teacher-{number}"
+            place = work.scratch / f"teacher-{number}"
             parts.append(place / "traces.jsonl")
             if not parts[-1].exists():
                 engine.generate(
-                    problems,
-                    sampling,
+                    work.problems,
+                    work.sampling,
                     destination=parts[-1],
                     scratch=place,
-                    seed=seed,
-                    progress=progress,
-                    first=first,
+                    seed=work.seed,
+                    progress=work.progress,
+                    first=work.first,
                 )
-        return publish_traces(_merged(parts, sampling.samples), destination)
+        yield from _merged(parts, work.sampling.samples)
 
 
 def _merged(parts: Sequence[Path], samples: int) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from data_prep.generation.chat import Service
 from data_prep.generation.chat_engine import ChatEngine
+from data_prep.generation.engine import own_licence
 from data_prep.generation.gpus import find_gpus, split_gpus
 from data_prep.generation.sampling import sample_seed
 from reasonforge.artifacts import RECEIPT, load
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 _NOT_EXTRA = {
     "--api-key", "--uds", "--config", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp", "-tp", "-q",
     "--max-model-len", "--quantization", "--reasoning-parser", "--enforce-eager", "--model", "--chat-template",
-    "--default-chat-template-kwargs",
+    "--default-chat-template-kwargs", "--prefill-context-parallel-size", "-pcp", "--device-memory-utilization",
+    "--headless", "--grpc", "--root-path", "--ssl-keyfile", "--ssl-certfile", "--nnodes", "-n",
 }  # fmt: skip
 """Flags that have an option of their own, or that would break what we rely on; those we always set come to them."""
 
@@ -42,9 +44,12 @@ _BLOCKS, _BLOCK = 64, 2**20
 class VLLMEngine(ChatEngine):
     """`vllm serve` (0.17 or later), as documented in https://docs.vllm.ai/en/latest/cli/serve/.
 
-    The sampling parameters are ours alone: the model's own generation_config.json is not read for them. With
-    temperature above 0 a sample depends on the batch that it happened to be in: a run that is repeated from nothing
-    gives other samples, but what the journal has is kept.
+    Flags, request fields, answers and the end on SIGTERM are those in the source of 0.17.1 and of 0.33.0.
+    The sampling parameters are ours alone: the model's own generation_config.json is not read for them, only for the
+    tokens that end an answer. The text comes with its special tokens, as the model wrote it, but for the one that ends
+    it; `extra_body: {skip_special_tokens: true}` leaves them out. With temperature above 0 a sample depends on the
+    batch that it happened to be in: a run that is repeated from nothing gives other samples, but what the journal has
+    is kept. A request with a seed is drawn apart from the others; `send_seed: false` samples faster.
     """
 
     type: Literal["vllm"] = "vllm"
@@ -58,7 +63,9 @@ class VLLMEngine(ChatEngine):
     """What the chat template gets besides the messages (`enable_thinking: true`), sent with each request."""
     reasoning_parser: str | None = None
     """vLLM's parser for the thinking (`--reasoning-parser`: qwen3, deepseek_r1, …); null leaves it in the text, where
-    it comes between `<think>` and `</think>` just the same."""
+    it comes between `<think>` and `</think>` just the same. A parser is for models that write other marks, and for
+    templates that open the thinking themselves (Qwen 3.5, DeepSeek-R1): only it then knows thinking that was cut off.
+    To a parser an answer without thinking is thinking without an answer."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights and activations (`--dtype`); auto takes the model's own, and bfloat16 or float16 for float32."""
     quantization: str | None = None
@@ -66,7 +73,8 @@ class VLLMEngine(ChatEngine):
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
     """Type of the key-value cache (`--kv-cache-dtype`); auto takes the model's."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompt and answer together (`--max-model-len`); null takes all positions of the model."""
+    """Tokens of prompt and answer together (`--max-model-len`); null takes all positions of the model. A request that
+    may exceed it is refused by 0.17; later versions give it fewer tokens."""
     extra_arguments: list[str] = Field(default_factory=list)
     """Further arguments of the command line, as they are ("--revision", "main")."""
     tensor_parallel: Annotated[int, Field(ge=1), Operational()] = 1
@@ -94,8 +102,11 @@ class VLLMEngine(ChatEngine):
             raise ValueError("extra_body has chat_template_kwargs; write them as the engine's own chat_template_kwargs")
         set_by_us = {word for word in command_line(self, "model", 0, 0, extra=False) if word.startswith("-")}
         for word in self.extra_arguments:
-            if (flag := word.partition("=")[0]) in set_by_us | _NOT_EXTRA:
-                raise ValueError(f"extra_arguments has {flag}, which is not for there; set the engine's own option")
+            flag = word.partition("=")[0].replace("_", "-")  # vLLM takes both, and the beginnings of flags
+            if flag in _NOT_EXTRA or (
+                len(flag) > 2 and flag.startswith("--") and any(own.startswith(flag) for own in set_by_us | _NOT_EXTRA)
+            ):
+                raise ValueError(f"extra_arguments has {word!r}, which is not for there; set the engine's own option")
         return self
 
     @property
@@ -115,6 +126,10 @@ class VLLMEngine(ChatEngine):
         """The served name."""
         return self.served_name or Path(self._source(model)).name
 
+    def found_licences(self, model: Path | None = None) -> dict[str, str]:
+        """What the model's directory says."""
+        return own_licence(self.teacher(model), self.licence, self._source(model))
+
     def service(self, *, scratch: Path, seed: int, model: Path | None) -> Service:
         """A server for each replica; they start when the first request is asked.
 
@@ -122,7 +137,7 @@ class VLLMEngine(ChatEngine):
         """
         source, key = self._source(model), secrets.token_hex(16)
         decides = key_config(self)
-        for name in ("model_path", "served_name", "system_prompt", "chat_template"):
+        for name in ("model_path", "served_name", "system_prompt", "chat_template", "licence"):
             decides.pop(name)
         template = None if self.chat_template is None else _file_digest(Path(self.chat_template))
         extra = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
@@ -132,7 +147,7 @@ class VLLMEngine(ChatEngine):
             identity=[model_identity(source), template, decides],
             endpoints=self._servers(source, key, scratch / "servers", seed),
             api_key=key,
-            extra_body={**self.extra_body, **extra},
+            extra_body={"skip_special_tokens": False, **self.extra_body, **extra},
             max_tokens_field="max_tokens",
             send_seed=self.send_seed,
             timeout_s=self.timeout_s,
@@ -150,7 +165,7 @@ class VLLMEngine(ChatEngine):
 
         program = _program(self.executable[0])
         places = split_gpus(find_gpus(os.environ), self.tensor_parallel, self.replicas)
-        environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
+        environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
         servers = []
         for number, gpus in enumerate(places):
             visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}

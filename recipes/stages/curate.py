@@ -113,4 +113,5 @@ class CurateStage(Stage):
 
 
 def _origin(receipt: Receipt) -> Origin:
-    return Origin(receipt.stage, receipt.kind, receipt.digest, receipt.config)
+    licences = receipt.counts.get("licences", {})
+    return Origin(receipt.stage, receipt.kind, receipt.digest, receipt.config, licences)

@@ -74,6 +74,10 @@ class GenerateStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Let the engine sample; what it finished in earlier attempts, or in parts, is in the scratch directory."""
+        licences = self.engine.found_licences(self._teacher(context))
+        return {**self._run(context), **({"licences": licences} if licences else {})}
+
+    def _run(self, context: StageContext) -> dict[str, Any]:
         destination = context.out / "traces.jsonl"
         parts = self.resources.array
         if parts == 1:
@@ -106,6 +110,9 @@ class GenerateStage(Stage):
             raise RequestError(str(source), "no problems to answer", "ask the problems stage for some")
         return problems
 
+    def _teacher(self, context: StageContext) -> Path | None:
+        return context.path("teacher") if self.inputs.teacher is not None else None
+
     def _part_file(self, context: StageContext, part: int) -> Path:
         return context.scratch / f"part-{part:05d}-of-{self.resources.array:05d}" / "traces.jsonl"
 
@@ -119,6 +126,6 @@ class GenerateStage(Stage):
             scratch=scratch,
             seed=context.seed,
             progress=context.progress,
-            model=context.path("teacher") if self.inputs.teacher is not None else None,
+            model=self._teacher(context),
             first=some.start,
         )

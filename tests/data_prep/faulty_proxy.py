@@ -11,7 +11,8 @@ from typing import Self
 from urllib.parse import urlparse
 
 Fault = str | None
-"""An HTTP status ("429"), "close" (the connection is cut), "stall" (no answer for `stall_s`), "html", or none."""
+"""An HTTP status ("429"), "close" (the connection is cut), "stall" (no answer for `stall_s`), "html",
+"abort" (half of an answer, called given up), or none."""
 
 
 class FaultyProxy:
@@ -63,10 +64,14 @@ class FaultyProxy:
             self.most_together = max(self.most_together, self.together)
         time.sleep(self.delay_s)
         fault = self.fault(number, tries)
-        if fault is None:
+        if fault in (None, "abort"):
             status, kind, answer = self._forward(body)
+            if fault:
+                made = json.loads(answer)
+                made["choices"][0]["finish_reason"] = fault
+                answer = json.dumps(made).encode()
             with self._lock:
-                self.answered[sample] += status == 200
+                self.answered[sample] += status == 200 and not fault
         else:
             status, kind, answer = self._fail(fault, handler)
         with self._lock:

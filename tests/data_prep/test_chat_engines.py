@@ -50,6 +50,13 @@ HEADERS = (
     "{{ '<|im_start|>' + m.role + '<|sep|>\\n\\n' + m.content | trim + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|sep|>\\n\\n' }}{% endif %}"
 )
+THINKING = CHATML.replace(
+    "{% generation %}",
+    "{% generation %}{% set said = message.content %}{% set thought = '' %}{% if '</think>' in said %}"
+    "{% set thought = said.split('</think>')[0].split('<think>')[-1] %}{% set said = said.split('</think>')[-1] %}"
+    "{% endif %}{{ '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + said.lstrip('\\n') }}",
+).replace("{{ message['content'] + '<|im_end|>' }}{% endgen", "{{ '<|im_end|>' }}{% endgen")
+"""As Qwen 3's."""
 LAYOUTS = {
     "chatml": CHATML,
     "headers, trimmed": HEADERS,
@@ -58,6 +65,8 @@ LAYOUTS = {
     ),
     "nothing after the token": HEADERS.replace("<|sep|>\\n\\n", "<|sep|>"),
     "no end of sequence": CHATML.replace("<|im_end|>", "<|sep|>"),
+    "thinking is set apart": THINKING,
+    "line break in the answer": CHATML.replace("assistant\\n' }}{% endif", "assistant' }}{% endif"),
     "text at the end": CHATML.replace("{{ '\\n' }}{% endfor", "{{ ' bye\\n' }}{% endfor"),
 }
 
@@ -99,6 +108,70 @@ def test_a_layout_does_not_show(tmp_path: Path, name: str, whole: bool) -> None:
     if not whole:
         assert counts["special_token_in_text"] > 100
         assert counts["over_max_tokens"] > 10
+
+
+@pytest.mark.parametrize("name", ["ours", "qwen3_training"])
+def test_thinking_is_tokenized_as_transformers_does(tmp_path: Path, name: str) -> None:
+    """Ids and mask against `apply_chat_template`, for tags anywhere; what loses some of its text is dropped."""
+    from transformers import AutoTokenizer
+
+    model = save_bpe(tmp_path, thinking=["<think>", "</think>"])
+    text = THINKING
+    if name != "ours":
+        trl = pytest.importorskip("trl")
+        text = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    (model / "chat_template.jinja").write_text(text)
+    random = Random(6)
+    pieces = ["<think>", "</think>", "\n", "\n\n", " ", "the answer", "is 42", "<", "</", "é", "\u3000"]
+    rows = [
+        {
+            "prompt": "What is it?" + "\n" * (n % 3),
+            "response": "".join(random.choices(pieces, k=random.randrange(1, 8))),
+        }
+        for n in range(400)
+    ]
+    rows += [{"prompt": "Which?", "response": f"<think>\n{n} is it.\n</think>\n\nIt is {n}."} for n in range(50)]
+    rows = [row for row in rows if row["response"].strip()]
+    ours = ChatTokenizer(model, 1000)
+    found = ours.encode(rows)
+    theirs = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+    kept = 0
+    for row, one in zip(rows, found, strict=True):
+        chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+        made = theirs.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
+        said = theirs.apply_chat_template(chat, tokenize=False).partition("assistant\n")[2]
+        if isinstance(one, str):
+            assert one == "response_changed_by_template"
+            assert "".join(row["response"].split()) not in "".join(said.split())
+            continue
+        length = len(one.input_ids)
+        assert made["input_ids"][:length] == one.input_ids
+        mask = [0] * one.prompt_tokens + [1] * (length - one.prompt_tokens)
+        assert made["assistant_masks"][:length] == mask
+        kept += 1
+    assert kept > 200
+    assert {one if isinstance(one, str) else "" for one in found} == {"", "response_changed_by_template"}
+    assert ours._layout is not None
+
+
+def test_thinking_that_the_template_opens(tmp_path: Path) -> None:
+    """As Qwen 3.5's: there an answer without thinking goes on with other tokens than those of the prompt."""
+    model = save_bpe(tmp_path, thinking=["<think>", "</think>"])
+    opening = THINKING.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
+    assert opening != THINKING
+    (model / "chat_template.jinja").write_text(opening)
+    fast, careful = ChatTokenizer(model, 1000), ChatTokenizer(model, 1000)
+    careful._layout = careful._shape = None
+    natural = [{"prompt": "Which?", "response": f"<think>\n{n}.\n</think>\n\nIt is {n}."} for n in range(50)]
+    odd = [{"prompt": "Which?", "response": text} for text in ("It.", "a</think>b", "<think>a", "a<think>b</think>c")]
+    expected = careful.encode([*natural, *odd])
+    slow: list[str] = []
+    encode_slowly = fast._encode_slowly
+    fast._encode_slowly = lambda prompts, responses: (slow.extend(responses), encode_slowly(prompts, responses))[1]  # type: ignore[method-assign]
+    assert fast.encode([*natural, *odd]) == expected
+    assert fast._layout is not None
+    assert not {row["response"] for row in natural} & {*slow}
+    assert not any(isinstance(one, str) for one in expected[:50])
 
 
 def test_without_control_tokens_there_is_no_layout(tmp_path: Path) -> None:

@@ -252,12 +252,12 @@ def test_what_fails_for_good_is_told_and_the_rest_is_kept(
     server: tuple[str, str], sums: Problems, tmp_path: Path
 ) -> None:
     url, model = server
-    with FaultyProxy(url, lambda sample, _: ("500", "html", None, None)[sample % 4]) as proxy:
+    with FaultyProxy(url, lambda sample, _: ("500", "html", "abort", None)[sample % 4]) as proxy:
         engine = OpenAIEngine(base_url=proxy.url, model=model, max_retries=0, concurrency=1)
         with pytest.raises(StageError) as caught:
             generate(engine, sums, tmp_path)
-        assert "12 of 24 samples failed after 0 retries each, the first with: Error code: 500" in str(caught.value)
-        assert "the 12 that were answered are kept" in str(caught.value)
+        assert "18 of 24 samples failed after 0 retries each, the first with: Error code: 500" in str(caught.value)
+        assert "the 6 that were answered are kept" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "traces.jsonl").exists()
         proxy.fault = lambda *_: None

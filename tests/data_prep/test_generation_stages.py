@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,9 +54,13 @@ def test_a_teacher_that_another_stage_made(problems: Path, tmp_path: Path, tiny_
         ("problems", "problems"),
         ("teacher", "hf_checkpoint"),
     ]
-    where = context(tmp_path / "generate", problems=problems, teacher=tiny_model)
-    assert stage.run(where)["samples"] == 5
-    assert next(read_jsonl(where.out / "traces.jsonl"))["teacher"] == tiny_model.name
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_model, teacher)
+    (teacher / "README.md").write_text("---\nlicense: mit\n---\n")
+    where = context(tmp_path / "generate", problems=problems, teacher=teacher)
+    counts = stage.run(where)
+    assert (counts["samples"], counts["licences"]) == (5, {"teacher": "mit"})
+    assert next(read_jsonl(where.out / "traces.jsonl"))["teacher"] == "teacher"
 
 
 def test_a_teacher_directory_counts_into_the_stage_key(tiny_model: Path) -> None:

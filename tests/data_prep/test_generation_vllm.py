@@ -59,9 +59,12 @@ def test_the_command_line_of_all_options() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"extra_arguments": ["--port=1"]}, "extra_arguments has --port, which is not for there"),
-        ({"extra_arguments": ["-tp", "2"]}, "extra_arguments has -tp"),
-        ({"extra_arguments": ["--api-key", "k"]}, "extra_arguments has --api-key"),
+        ({"extra_arguments": ["--port=1"]}, "extra_arguments has '--port=1', which is not for there"),
+        ({"extra_arguments": ["-tp", "2"]}, "extra_arguments has '-tp'"),
+        ({"extra_arguments": ["--tensor_parallel_size", "2"]}, "extra_arguments has '--tensor_parallel_size'"),
+        ({"extra_arguments": ["--tensor-par=2"]}, "extra_arguments has '--tensor-par=2'"),
+        ({"extra_arguments": ["--headless"]}, "extra_arguments has '--headless'"),
+        ({"extra_arguments": ["--api-key", "k"]}, "extra_arguments has '--api-key'"),
         ({"extra_body": {"chat_template_kwargs": {}}}, "the engine's own chat_template_kwargs"),
         ({"executable": []}, "at least 1 item"),
         ({"gpu_memory_utilization": 1.5}, "less than or equal to 1"),

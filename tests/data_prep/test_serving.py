@@ -20,7 +20,7 @@ import pytest
 from killing import ROOT
 
 from data_prep.generation import Sampling, VLLMEngine, serving
-from data_prep.generation.gpus import split_gpus
+from data_prep.generation.gpus import find_gpus, split_gpus
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import read_jsonl
 from reasonforge.progress import Progress
@@ -133,7 +133,7 @@ def when_at_work(root: Path, replicas: int, act: Callable[[], object]) -> thread
     return thread
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
 def test_a_server_that_ends_or_hangs_is_started_again(
     number: signal.Signals,
     model: Path,
@@ -277,6 +277,29 @@ GPUS = ["0", "1", "2", "3"]
 )
 def test_replicas_share_the_gpus(gpus: list[str], each: int, replicas: int | None, expected: list[list[str]]) -> None:
     assert split_gpus(gpus, each, replicas) == expected
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ["0", "1", "2"]),
+        ("2,0", ["2", "0"]),
+        ("GPU-cc,GPU-aa", ["2", "0"]),
+        ("GPU-b", ["1"]),
+        ("MIG-1, GPU-zz", ["MIG-1", "GPU-zz"]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+    ],
+)
+def test_gpus_are_named_by_number(
+    visible: str | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '0, GPU-aa\n1, GPU-bb\n2, GPU-cc'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert find_gpus({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == expected
 
 
 @pytest.mark.parametrize(
