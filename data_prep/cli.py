@@ -13,7 +13,11 @@ from data_prep.select_command import select
 
 @click.group()
 def data() -> None:
-    """Make and prepare traces, each step alone on files: generate, verify, filter, deduplicate, select, tokenize."""
+    """Make and prepare traces, each step alone on files: generate, verify, filter, deduplicate, select, tokenize.
+
+    Ids tell rows apart, over all files: one that comes again is refused or set aside, but `dedup` drops a row that is
+    in two files. A row without an id gets its number as one, with the file's before it where there are several (2/17).
+    """
 
 
 for command in (generate, verify, annotate, filter_command, dedup, decontaminate, select, tokenize, index, pack, stats):

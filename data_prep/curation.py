@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.decontamination import Benchmark
-from data_prep.disk import plain_disk_errors
 from data_prep.gathering import gather
 from data_prep.generation.sampling import MakeProgress
 from data_prep.lines import count_lines, spans
+from data_prep.rows import Source
 from data_prep.shard_work import Shard, ShardJob, Workbench, work_shard
 from data_prep.shards import work_in_processes
 from data_prep.steps import Steps
+from reasonforge.disk import plain_disk_errors
 
 SHARD_BYTES = 4 << 20
 """Bytes of a shard, or more where there would be over MOST_SHARDS."""
@@ -36,12 +37,15 @@ class Curation:
         benchmarks: evaluation problems besides those that `steps.decontaminate` names.
     """
 
-    def __init__(self, sources: Sequence[Path], steps: Steps, scratch: Path, benchmarks: Sequence[Benchmark] = ()):
+    def __init__(
+        self, sources: Sequence[Path | Source], steps: Steps, scratch: Path, benchmarks: Sequence[Benchmark] = ()
+    ):
         against = steps.decontaminate.against if steps.decontaminate is not None else []
         self._job = ShardJob(steps, scratch, (*benchmarks, *map(_named, against)))
-        size = max(SHARD_BYTES, sum(path.stat().st_size for path in sources if path.is_file()) // MOST_SHARDS)
-        found = [(path, span) for path in sources for span in spans(path, size)]
-        self._shards = [Shard(index, path, span) for index, (path, span) in enumerate(found)]
+        self._sources = files = [one if isinstance(one, Source) else Source(one, one) for one in sources]
+        size = max(SHARD_BYTES, sum(one.path.stat().st_size for one in files if one.path.is_file()) // MOST_SHARDS)
+        found = [(one, span) for one in files for span in spans(one.path, size)]
+        self._shards = [Shard(index, one, span) for index, (one, span) in enumerate(found)]
 
     def work(self, *, workers: int, progress: MakeProgress, part: int = 0, parts: int = 1) -> None:
         """Do the shards, or a part of them, that are not done.
@@ -59,7 +63,7 @@ class Curation:
         todo = [shard for shard in ours if not self._job.marks(shard).exists()]
         if not todo:
             return
-        lines = {shard.index: count_lines(shard.source, shard.span) for shard in ours}
+        lines = {shard.index: count_lines(shard.path, shard.span) for shard in ours}
         title = "grading" if self._job.steps.grader is not None else "reading"
         with progress(title, sum(lines.values()), "rows") as counter:
             counter.resume(sum(lines.values()) - sum(lines[shard.index] for shard in todo))
@@ -85,11 +89,12 @@ class Curation:
         `EvaluationIndex.hits`, where a hit in another column than the prompt has its `column`), `funnel.json`, and
         where bad rows are set aside `bad.jsonl` (file, line, reason and the line's beginning).
 
-        Raises RequestError for an id that comes twice, where that is refused; StageError, naming the step that dropped
-        most, where no row is left.
+        No two rows of the dataset have one id, whatever files they are from. Raises RequestError for an id that comes
+        again, where that is refused (in another file it may, where the row is equal and equal rows are dropped), and
+        where there are no rows; StageError, naming the step that dropped most, where no row is left.
         """
         with plain_disk_errors(out):
-            return gather(self._job, self._shards, out, seed=seed, progress=progress)
+            return gather(self._job, self._sources, self._shards, out, seed=seed, progress=progress)
 
 
 def _named(benchmark: Benchmark) -> Benchmark:

@@ -1,11 +1,10 @@
 """Reads one column of a jsonl file, a byte range at a time and a chunk of it in memory; names every bad line.
 
-The writers of `data_prep.formats` call it. What is accepted is strict JSON in strict UTF-8, as Python's `json` reads
-it, with or without msgspec, which is only faster.
+The writers of `data_prep.formats` call it. What is accepted is what `reasonforge.jsonl` accepts; only half
+characters matter in this one column alone.
 """
 
 import importlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,16 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from data_prep.lines import LINE_BYTES, Span, spans
+from data_prep.lines import LINE_BYTES, Span, check_length, spans
 from reasonforge.errors import RequestError
+from reasonforge.jsonl import BadRow, Row, decoder, explained_row, nothing
 
 Text: TypeAlias = str | list[str]
 """A document: its text, or its sentences."""
 
 CHUNK_BYTES = 4 << 20
 """What is read at once, and so about what is in memory."""
-
-_ONE_OBJECT = "a jsonl file holds one JSON object on each line"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def document_spans(path: Path, size: int) -> list[Span]:
     """The file in ranges of `size` bytes; RequestError where there is no file, or nothing in it."""
     found = spans(path, size)
     if not found:
-        raise RequestError(str(path), "empty: it has no documents")
+        raise RequestError(str(path), "empty, so it has no documents")
     return found
 
 
@@ -136,26 +134,16 @@ def _document(line: bytes, column: str, decode: Callable[[bytes], Any], strict: 
         return row if isinstance(row, BadLine) else read_texts(row, column)
 
 
-def read_object(line: bytes) -> dict[str, Any] | BadLine:
-    """What Python's `json` makes of a line: it knows NaN, which msgspec does not, and says where the fault is."""
-    if len(line) > LINE_BYTES:
-        limit = f"over {LINE_BYTES >> 20} MiB long"
-        return BadLine(0, limit, "no document is that long: are its line breaks missing?")
+def read_object(line: bytes) -> Row | BadLine:
+    """The row of a line that a faster decoder did not take; half characters are left to `read_texts`."""
     try:
-        row = json.loads(str(line, "utf-8"))
-    except UnicodeDecodeError as error:
-        return BadLine(0, f"not UTF-8 at byte {error.start} of the line")
-    except json.JSONDecodeError as error:
-        nul = ": a NUL byte" if line[: error.pos + 1].endswith(b"\0") else ""
-        return BadLine(0, f"not JSON at column {error.colno}: {error.msg}{nul}", _ONE_OBJECT)
-    except (ValueError, RecursionError) as error:
-        return BadLine(0, f"not JSON that can be read ({type(error).__name__})")
-    if not isinstance(row, dict):
-        return BadLine(0, f"found a JSON {type(row).__name__}", _ONE_OBJECT)
-    return row
+        check_length(line)
+        return explained_row(line, halves=True)
+    except BadRow as bad:
+        return BadLine(0, str(bad), bad.remedy)
 
 
-def read_texts(row: dict[str, Any], column: str) -> Text | BadLine:
+def read_texts(row: Row, column: str) -> Text | BadLine:
     """The text, or the texts, in a column of a row."""
     if column not in row:
         return BadLine(0, f"no column {column!r}", "the columns are " + ", ".join(map(repr, sorted(row)))[:200])
@@ -193,17 +181,12 @@ def _lines_before(path: Path, start: int) -> int:
 def _decoder(column: str) -> Callable[[bytes], Any]:
     """From a line to the column's content; anything unusual is a ValueError."""
     try:
-        msgspec: Any = importlib.import_module("msgspec")
+        defstruct: Any = importlib.import_module("msgspec").defstruct
     except ImportError:
-        return _nothing
-    row = msgspec.defstruct("Row", [("text", str | list[str])], rename={"text": column})
-    decode = msgspec.json.Decoder(row).decode
+        return nothing
+    decode = decoder(defstruct("Row", [("text", str | list[str])], rename={"text": column}))
 
     def document(line: bytes) -> Any:
         return decode(line).text
 
     return document
-
-
-def _nothing(line: bytes) -> Any:
-    raise ValueError(line[:1])

@@ -9,7 +9,7 @@ import json
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from itertools import compress, islice
@@ -20,11 +20,13 @@ from data_prep.deduplication import Deduplicator, Duplicate
 from data_prep.funnel import Funnel
 from data_prep.generation.sampling import MakeProgress
 from data_prep.grading import VERDICTS
-from data_prep.lines import Row
+from data_prep.identities import Identities
+from data_prep.rows import Source
 from data_prep.shard_work import Shard, ShardJob
 from data_prep.sketching import SketchedDeduplicator
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import fsync_path, jsonl_line, read_jsonl, write_json
+from reasonforge.jsonl import Row
 from reasonforge.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ BATCH_ROWS = 1000
 DATASET, DROPPED, BAD, FUNNEL = "dataset.jsonl", "dropped.jsonl", "bad.jsonl", "funnel.json"
 
 
-def gather(job: ShardJob, shards: Sequence[Shard], out: Path, *, seed: int, progress: MakeProgress) -> dict[str, Any]:
+def gather(
+    job: ShardJob, sources: Sequence[Source], shards: Sequence[Shard], out: Path, *, seed: int, progress: MakeProgress
+) -> dict[str, Any]:
     """Write what `data_prep.curation.Curation.finish` describes into `out`, and return counts."""
     steps = job.steps
     kept_file = job.scratch / "kept-0.jsonl" if steps.select else out / DATASET
@@ -45,6 +49,8 @@ def gather(job: ShardJob, shards: Sequence[Shard], out: Path, *, seed: int, prog
         bad = files.enter_context(open(out / BAD, "wb")) if steps.bad_rows == "set_aside" else None
         counter = files.enter_context(progress("gathering", len(shards), "shards"))
         gathering = _Gathering(job, shards, kept, dropped, bad)
+        for source in sources:
+            gathering.set_aside(read_jsonl(source.bad) if source.bad is not None else ())
         gathering.go_through(counter)
     funnel, tokens, figures = gathering.funnel, gathering.tokens, {}
     for number, name in enumerate(steps.selection_names if funnel.kept else ()):
@@ -63,9 +69,13 @@ def gather(job: ShardJob, shards: Sequence[Shard], out: Path, *, seed: int, prog
     report = funnel.to_json(VERDICTS if steps.grader is not None else ())
     report |= {"selections": figures} if figures else {}
     write_json(out / FUNNEL, report)
+    rows = report["steps"][0]["in"]
+    if not rows:
+        raise RequestError(", ".join(str(source.origin) for source in sources), "no rows to curate")
     if not funnel.kept:
-        raise _nothing_left(funnel, report["steps"][0]["in"], job)
-    fsync_path(out / DATASET)
+        raise _nothing_left(funnel, rows, job)
+    for file in out.iterdir():
+        fsync_path(file)
     return _counts(report, funnel.kept)
 
 
@@ -88,7 +98,11 @@ class _Gathering:
         self.funnel = Funnel(job.steps.names)
         self.tokens = array("q")
         """Of each kept row, the tokens of its response; -1 where that is not known."""
-        self._ids: set[bytes] = set()
+        self._ids = _identities(job, shards)
+        self._repeats = self._ids.repeats()
+        self._repeat = next(self._repeats, None)
+        self._taken = 0
+        """Rows whose ids were looked at."""
         self._problems: set[bytes] = set()
         self._problem: Any = None
         self._seen = Deduplicator()
@@ -99,11 +113,10 @@ class _Gathering:
     def go_through(self, progress: Progress) -> None:
         """All shards, in order."""
         lines = 0
-        source: Path | None = None
+        source: Source | None = None
         for shard in self._shards:
-            if shard.source != source:
+            if shard.source is not source:  # one file may be given twice
                 source, lines = shard.source, 0
-                self._ids.clear()
             self._rows.enter(shard)
             marks = read_jsonl(self._job.marks(shard))
             with open(self._job.rows(shard), "rb") as handle:
@@ -113,7 +126,7 @@ class _Gathering:
                     self._batch([mark for mark in batch if "size" in mark], handle, shard, lines)
                     for mark in batch:
                         if "bad" in mark:
-                            self._set_aside(shard, lines + mark["line"], mark["bad"], mark["problem"], mark["head"])
+                            self._bad_row(shard, lines + mark["line"], mark["bad"], mark["problem"], mark["head"])
             lines += added
             progress.advance()
 
@@ -122,7 +135,7 @@ class _Gathering:
         texts = [handle.read(mark["size"]) for mark in marks]
         dropped: list[tuple[str, str, Row] | None] = []
         for mark in marks:
-            if self._is_new(mark["id"], shard, lines + mark["line"]):
+            if self._is_new(mark, shard, lines + mark["line"]):
                 self._check_problem(mark, shard, lines + mark["line"])
                 self.funnel.enter(mark["verdict"])
                 dropped.append(self._alone(mark))
@@ -155,15 +168,19 @@ class _Gathering:
             return "decontaminate", "shares words with an evaluation problem", {"contamination": mark["hits"]}
         return None
 
-    def _is_new(self, row_id: str, shard: Shard, line: int) -> bool:
-        """Whether no other row of its file has this id."""
-        known = len(self._ids)
-        self._ids.add(blake2b(row_id.encode(), digest_size=16).digest())
-        if len(self._ids) > known:
+    def _is_new(self, mark: Row, shard: Shard, line: int) -> bool:
+        """Whether no other row has this id, or is dropped since it is that row again, from another file."""
+        number, self._taken = self._taken, self._taken + 1
+        repeat = self._repeat
+        if repeat is None or repeat.number != number:
             return True
+        self._repeat = next(self._repeats, None)
+        if repeat.same:
+            return True
+        problem = f"the id {mark['id']!r} comes again: {self._ids.place(repeat.first)} has it already"
         if self._job.steps.bad_rows == "refuse":
-            raise RequestError(f"{shard.source}:{line}", f"the id {row_id!r} comes again", "ids tell rows apart")
-        self._set_aside(shard, line, "duplicated id", f"the id {row_id!r} comes again", "")
+            raise RequestError(shard.place(line), problem, "give each row an id of its own")
+        self._bad_row(shard, line, "duplicated id", problem, "")
         return False
 
     def _check_problem(self, mark: Row, shard: Shard, line: int) -> None:
@@ -175,17 +192,22 @@ class _Gathering:
         self._problems.add(blake2b(str(problem).encode(), digest_size=16).digest())
         if len(self._problems) == known:
             raise RequestError(
-                f"{shard.source}:{line}",
+                shard.place(line),
                 f"other traces of its problem {problem!r} stand further up, with other problems between",
                 "sort the rows by `problem_id` before they are annotated",
             )
 
-    def _set_aside(self, shard: Shard, line: int, kind: str, problem: str, head: str) -> None:
-        place = {"file": shard.source.name, "line": line}
-        if self._bad is not None:
-            self._bad.write(jsonl_line({**place, "reason": kind, "problem": problem, "head": head}).encode())
-        self.funnel.enter()
-        self.funnel.drop("read", kind, f"{shard.source.name}:{line}")
+    def set_aside(self, rows: Iterable[Row]) -> None:
+        """Count bad rows, as `bad.jsonl` tells them, and write them there."""
+        for row in rows:
+            if self._bad is not None:
+                self._bad.write(jsonl_line(row).encode())
+            self.funnel.enter()
+            self.funnel.drop("read", row["reason"], f"{row['file']}:{row['line']}")
+
+    def _bad_row(self, shard: Shard, line: int, kind: str, problem: str, head: str) -> None:
+        place = {"file": shard.source.origin.name, "line": line}
+        self.set_aside([{**place, "reason": kind, "problem": problem, "head": head}])
 
     def _write(self, mark: Row, text: bytes, said: tuple[str, str, Row] | None) -> None:
         if said is None:
@@ -200,6 +222,23 @@ class _Gathering:
         if "dropped" not in mark:
             text = jsonl_line({**json.loads(text), "dropped_by": step, "reason": reason, **columns}).encode()
         self._dropped.write(text)
+
+
+def _identities(job: ShardJob, shards: Sequence[Shard]) -> Identities:
+    """The ids of all rows, in their order, with what tells equal rows where these are dropped."""
+    ids, lines = Identities(), 0
+    source: Source | None = None
+    for shard in shards:
+        if shard.source is not source:  # one file may be given twice
+            source, lines = shard.source, 0
+            ids.enter(source.origin)
+        added = 0
+        for mark in read_jsonl(job.marks(shard)):
+            if "size" in mark:
+                ids.add(mark["id"], lines + mark["line"], bytes.fromhex(mark.get("key", "")))
+            added = mark.get("lines", added)
+        lines += added
+    return ids
 
 
 class _Rows:
@@ -262,8 +301,6 @@ def _select(line: bytes, reason: str | None, step: str, funnel: Funnel, kept: IO
 
 
 def _nothing_left(funnel: Funnel, rows: int, job: ShardJob) -> StageError:
-    if not rows:
-        return StageError("curate: there are no traces to curate, so the dataset would be empty")
     step, reason, count = funnel.worst
     hint = f"the step {step!r} dropped most, {count}, first of all for {reason!r}"
     decontamination = job.steps.decontaminate

@@ -46,17 +46,20 @@ def generate(
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The problems; RequestError where there are none, where one lacks a column, or two have one id."""
-    from data_prep.rows import checked_rows
+    from data_prep.rows import checked_lines, place_of
     from reasonforge.errors import RequestError
 
-    rows, seen = list(checked_rows(path, ("id", "prompt", "answer"))), set()
-    for row in rows:
-        if row["id"] in seen:
-            raise RequestError(str(path), f"two problems have the id {row['id']!r}", "give each its own")
-        seen.add(row["id"])
+    rows: dict[str, dict[str, Any]] = {}
+    lines: dict[str, int] = {}
+    for number, row in checked_lines(path, ("id", "prompt", "answer")):
+        first = lines.setdefault(row["id"], number)
+        if first != number:
+            problem = f"the id {row['id']!r} comes again: {place_of(path, first)} has it already"
+            raise RequestError(place_of(path, number), problem, "give each problem an id of its own")
+        rows[row["id"]] = row
     if not rows:
         raise RequestError(str(path), "no problems to answer")
-    return rows
+    return list(rows.values())
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -3,17 +3,15 @@
 `rows` and `curation` read with it. A line in memory is never longer than LINE_BYTES.
 """
 
-import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from reasonforge.errors import RequestError, nearest
+from reasonforge.jsonl import BadRow, Row, parse_row
 
-Row = dict[str, Any]
 Span = tuple[int, int]
 """A range of a file's bytes; the lines that begin in it belong to it."""
 
@@ -22,23 +20,6 @@ LINE_BYTES = 32 << 20
 BLOCK_BYTES = 1 << 20
 HEAD_CHARACTERS = 200
 """How much of a bad line is shown."""
-
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_ONE_OBJECT = "a jsonl file holds one JSON object on each line"
-
-
-class BadRow(ValueError):  # noqa: N818 (what it is, more than what went wrong)
-    """A line or row that cannot be used.
-
-    Args:
-        kind: what is wrong in a few words without figures, since bad rows are counted by it.
-        problem: the same for people, with the place in the line; by default the kind itself.
-        remedy: what would be right.
-    """
-
-    def __init__(self, kind: str, problem: str = "", remedy: str = ""):
-        super().__init__(problem or kind)
-        self.kind, self.remedy = kind, remedy
 
 
 @dataclass(frozen=True)
@@ -53,36 +34,32 @@ class Line:
 
 
 def parse_line(line: bytes) -> Row:
-    """The row of a line: strict UTF-8, one JSON object. NaN and numbers too large for a float become null.
+    """The row of a line, as `parse_row` finds it. Raises BadRow, also for a line that is too long."""
+    check_length(line)
+    return parse_row(line)
 
-    Raises BadRow.
-    """
+
+def check_length(line: bytes) -> None:
+    """Raises BadRow for a line that is too long to be a row."""
     if len(line) > LINE_BYTES:
         limit = f"a line of over {LINE_BYTES >> 20} MiB"
         raise BadRow(limit, remedy="no row is that long: are its line breaks missing?")
-    try:
-        row = _DECODER.decode(str(line.rstrip(b"\r\n"), "utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRow("not UTF-8", f"not UTF-8 at byte {error.start} of the line") from None
-    except json.JSONDecodeError as error:
-        kind = "a NUL byte" if b"\0" in line else "not JSON"
-        cause = ": a NUL byte" if b"\0" in line else ""
-        raise BadRow(kind, f"not JSON at column {error.colno}: {error.msg}{cause}", _ONE_OBJECT) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        raise BadRow("not JSON", f"not JSON that can be read ({type(error).__name__})") from None
-    if not isinstance(row, dict):
-        raise BadRow("no JSON object", f"found a JSON {type(row).__name__}", _ONE_OBJECT)
-    if _SURROGATE.search(line):
-        _check_encodable(row)
-    return row
 
 
 def check_columns(row: Row, columns: Sequence[str]) -> None:
     """Raises BadRow for a row that lacks one of the columns, or has no text in it."""
     for column in columns:
-        if not isinstance(row.get(column), str):
-            kind = f"no column {column!r}" if column not in row else f"{column!r} is no text"
-            raise BadRow(kind, remedy=nearest(column, row))
+        if column not in row:
+            raise BadRow(f"no column {column!r}", remedy=nearest(column, row))
+        if not isinstance(row[column], str):
+            kind = f"{column!r} is no text"
+            raise BadRow(kind, f"{kind}: found {json_type(row[column])}")
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls a value's type."""
+    names = {"NoneType": "null", "bool": "a boolean", "int": "a number", "float": "a number", "list": "a list"}
+    return names.get(type(value).__name__, "an object")
 
 
 def lines_of(path: Path, span: Span | None = None, columns: Sequence[str] = ()) -> Iterator[Line]:
@@ -189,18 +166,3 @@ def _line_start(handle: IO[bytes], end: int) -> int:
             return start + found + 1
         end = start
     return 0
-
-
-def _check_encodable(value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise BadRow("a lone surrogate", "a lone surrogate, half of a character that UTF-8 cannot write") from None
-
-
-def _finite(digits: str) -> float | None:
-    number = float(digits)
-    return number if abs(number) != float("inf") else None
-
-
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite)

@@ -8,7 +8,8 @@ read with it. A batch of rows is in memory, never all.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
 from io import BufferedReader
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from data_prep.hub import BATCH_ROWS, is_hub, read_hub
-from data_prep.lines import BadRow, Line, Row, check_columns, count_lines, lines_in, lines_of, open_file
+from data_prep.lines import Line, check_columns, count_lines, lines_in, lines_of, open_file
 from reasonforge.errors import RequestError, nearest
-from reasonforge.files import write_jsonl
+from reasonforge.files import jsonl_line, published
+from reasonforge.jsonl import BadRow, Row
 
 CODECS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 """What a jsonl file is compressed with, as pyarrow calls it, by the end of its name."""
@@ -53,13 +55,19 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 def checked_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """As `read_rows`. Raises RequestError also for a row that lacks one of the columns, or has no text in it."""
+    for _, row in checked_lines(path, columns):
+        yield row
+
+
+def checked_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """As `checked_rows`, each with the number that `place_of` takes."""
     for line in read_lines(path):
         row = good_row(path, line)
         try:
             check_columns(row, columns)
         except BadRow as error:
             raise refuse(path, line.number, error) from None
-        yield row
+        yield line.number, row
 
 
 def good_row(path: Path, line: Line) -> Row:
@@ -101,32 +109,68 @@ def pick(row: Row, column: str | None, *, needed: bool) -> Any:
     return value
 
 
-def copy_rows(source: Path, columns: Mapping[str, str], destination: Path) -> int:
-    """Write a source's rows as plain jsonl, by rename, with columns renamed (ours: theirs, see `pick`); a row without
-    an `id` gets its number as one. Returns how many there were. Raises RequestError with the place of a bad row."""
+@dataclass(frozen=True)
+class Source:
+    """A plain jsonl file of rows with ids."""
 
-    def rows() -> Iterator[Row]:
-        used = set(columns.values())
+    path: Path
+    origin: Path
+    """What the user calls it: the file itself, or what it is a copy of, with each row on the line of its number."""
+    bad: Path | None = None
+    """Of a copy, the rows of its origin that it lacks, as `bad.jsonl` tells them."""
+
+
+def copy_rows(
+    source: Path, columns: Mapping[str, str], destination: Path, *, bad: Path | None = None, prefix: str = ""
+) -> int:
+    """Write a source's rows as plain jsonl, by rename, each on the line of its number; returns how many there are.
+
+    Args:
+        columns: which of their columns are ours (ours: theirs, see `pick`).
+        bad: where bad rows are set aside; without it the first one raises RequestError with its place.
+        prefix: what the id begins with of a row that has none and gets its number; it tells several sources apart.
+    """
+    used, count, lines = set(columns.values()), 0, 0
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as files:
+        handle = files.enter_context(published(destination))
+        aside = files.enter_context(published(bad)) if bad is not None else None  # is there before the copy is
         for line in read_lines(source):
-            row = good_row(source, line)
             try:
-                ours = {name: pick(row, column, needed=True) for name, column in columns.items()}
+                row = _renamed(line, columns, used, prefix)
             except BadRow as error:
-                raise refuse(source, line.number, error) from None
-            named = {**{name: value for name, value in row.items() if name not in used}, **ours}
-            name = named.get("id")
-            named["id"] = str(name) if isinstance(name, str | int) and not isinstance(name, bool) else str(line.number)
-            yield named
+                if aside is None:
+                    raise refuse(source, line.number, error) from None
+                aside.write(bad_line(source, line, error))
+                continue
+            handle.write(b"\n" * (line.number - lines - 1) + jsonl_line(row).encode())
+            count, lines = count + 1, line.number
+    return count
 
-    return write_jsonl(destination, rows())
+
+def _renamed(line: Line, columns: Mapping[str, str], used: set[str], prefix: str) -> Row:
+    if isinstance(line.row, BadRow):
+        raise line.row
+    ours = {name: pick(line.row, column, needed=True) for name, column in columns.items()}
+    named = {**{name: value for name, value in line.row.items() if name not in used}, **ours}
+    name = named.get("id")
+    given = isinstance(name, str | int) and not isinstance(name, bool) and name != ""
+    named["id"] = str(name) if given else f"{prefix}{line.number}"
+    return named
+
+
+def bad_line(source: Path, line: Line, bad: BadRow) -> bytes:
+    """A row as `bad.jsonl` tells it: its file and line, and what is wrong with it."""
+    told = {"file": source.name, "line": line.number, "reason": bad.kind, "problem": str(bad), "head": line.head}
+    return jsonl_line(told).encode()
 
 
 def has_ids(path: Path) -> bool:
     """Whether a file is plain jsonl whose first row has a text as its `id`, so that it can be taken as it is."""
     if path.suffix != ".jsonl" or not path.is_file():
         return False
-    first = next(lines_of(path), None)
-    return first is None or isinstance(first.row, BadRow) or isinstance(first.row.get("id"), str)
+    first = next((line.row for line in lines_of(path) if not isinstance(line.row, BadRow)), None)
+    return first is None or isinstance(first.get("id"), str)
 
 
 def count_rows(path: Path) -> int:
@@ -214,7 +258,7 @@ def _read_saved(path: Path) -> Iterator[Row]:
 
     splits = sorted(found.parent.name for found in path.glob(f"*/{_SAVED}"))
     if not (path / _SAVED).is_file():
-        remedy = f"name one of: {', '.join(str(path / name) for name in splits)}" if splits else ""
+        remedy = f"name one of: {', '.join(str(path / name) for name in splits)}" if splits else "name a file in it"
         raise RequestError(str(path), "no split of a dataset that `datasets` saved", remedy)
     try:
         dataset = load_from_disk(str(path)).with_format("arrow")

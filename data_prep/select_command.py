@@ -12,6 +12,7 @@ from data_prep.commands.common import (
     into_option,
     json_option,
     say,
+    set_aside_option,
     set_option,
     sources_argument,
 )
@@ -24,6 +25,7 @@ from data_prep.commands.common import (
 @set_option("select=[{type: balanced, rows: 100}]")
 @click.option("--seed", default=0, show_default=True, help="Decides among equals.")
 @columns_option
+@set_aside_option
 @json_option
 def select(
     sources: Sequence[Path],
@@ -32,6 +34,7 @@ def select(
     overrides: Sequence[str],
     seed: int,
     columns: Sequence[str],
+    set_aside: bool,
     as_json: bool,
 ) -> None:
     """Take some of the rows: balanced, shortest correct, diverse, or of diverse gradients. The others say why not."""
@@ -47,6 +50,7 @@ def select(
         select: list[Selections] = Field(min_length=1)
         """Applied one after the other."""
 
-    steps = Steps(select=load_options(Options, config, overrides).select)
+    chosen = load_options(Options, config, overrides).select
+    steps = Steps(select=chosen, bad_rows="set_aside" if set_aside else "refuse")
     counts = curate_files(sources, steps, destination, columns=columns, seed=seed)
     say(as_json, destination, {name: count for name, count in counts.items() if count})

@@ -17,12 +17,13 @@ from data_prep.annotation import annotate
 from data_prep.decontamination import Benchmark, EvaluationIndex
 from data_prep.deduplication import equality_key
 from data_prep.grading import GradingPool
-from data_prep.lines import BadRow, Line, Row, Span, check_columns, count_lines, line_before, lines_of, parse_line
-from data_prep.rows import checked_rows
+from data_prep.lines import Line, Span, check_columns, count_lines, line_before, lines_of, parse_line
+from data_prep.rows import Source, checked_rows, place_of
 from data_prep.sketching import sketch_rows
 from data_prep.steps import Steps
 from reasonforge.errors import RequestError
-from reasonforge.files import jsonl_line, write_jsonl
+from reasonforge.files import jsonl_line, published
+from reasonforge.jsonl import BadRow, Row
 from reasonforge.progress import Progress
 
 BATCH_ROWS = 250
@@ -42,8 +43,17 @@ class Shard:
     """A range of a file's bytes, with its number among those of all files."""
 
     index: int
-    source: Path
+    source: Source
     span: Span
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.source.path
+
+    def place(self, line: int) -> str:
+        """Where a line of the file is, as the user knows it."""
+        return place_of(self.source.origin, line)
 
 
 @dataclass(frozen=True)
@@ -89,19 +99,10 @@ class Workbench:
 
     def work(self, shard: Shard, progress: Progress | None = None) -> None:
         """Do a shard and leave its two files. Raises RequestError, with its line, for a bad row that is refused."""
-        rows = self._job.rows(shard)
-        temporary = rows.with_name(f".{rows.name}.{os.getpid()}.tmp")
-
-        def marks() -> Iterator[Row]:
-            with open(temporary, "wb") as handle:
-                for line, mark in self._marked(shard, progress):
-                    handle.write(line)
-                    yield mark
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, rows)
-
-        write_jsonl(self._job.marks(shard), marks())
+        with published(self._job.marks(shard)) as marks, published(self._job.rows(shard)) as rows:  # there before them
+            for line, mark in self._marked(shard, progress):
+                rows.write(line)
+                marks.write(jsonl_line(mark).encode())
 
     def _marked(self, shard: Shard, progress: Progress | None) -> Iterator[tuple[bytes, Row]]:
         numbers: deque[int] = deque()
@@ -116,7 +117,7 @@ class Workbench:
         for one in bad:
             if isinstance(one.row, BadRow):
                 yield b"", {"line": one.number, "bad": one.row.kind, "problem": str(one.row), "head": one.head}
-        yield b"", {"lines": count_lines(shard.source, shard.span)}
+        yield b"", {"lines": count_lines(shard.path, shard.span)}
 
     def _read(self, shard: Shard, numbers: "deque[int]", bad: list[Line]) -> Iterator[Row]:
         """The rows of the problems that begin in a shard, so that no problem's rows are divided."""
@@ -126,8 +127,8 @@ class Workbench:
                 yield line.row
             elif ours:
                 if self._steps.bad_rows == "refuse":
-                    number = count_lines(shard.source, (0, shard.span[0])) + line.number
-                    raise RequestError(f"{shard.source}:{number}", str(line.row), line.row.remedy)
+                    number = count_lines(shard.path, (0, shard.span[0])) + line.number
+                    raise RequestError(shard.place(number), str(line.row), line.row.remedy)
                 bad.append(line)
 
     def _judge(self, rows: list[Row]) -> list[Row]:
@@ -202,10 +203,10 @@ def _of_problems(shard: Shard, columns: Sequence[str]) -> Iterator[tuple[Line, b
     A problem's rows stand next to each other: those at the shard's beginning that go on with the last problem before
     it belong to the shard before, and rows behind its end that go on with its last one belong to it.
     """
-    before = _problem_before(shard.source, shard.span[0], columns)
+    before = _problem_before(shard.path, shard.span[0], columns)
     begun, current = before is None, None
-    end, total = shard.span[1], shard.source.stat().st_size
-    for line in lines_of(shard.source, (shard.span[0], total), columns):
+    end, total = shard.span[1], shard.path.stat().st_size
+    for line in lines_of(shard.path, (shard.span[0], total), columns):
         ours = line.start < end
         problem = None if isinstance(line.row, BadRow) else line.row.get("problem_id")
         if isinstance(line.row, BadRow):
@@ -237,11 +238,17 @@ def _problem_before(source: Path, position: int, columns: Sequence[str]) -> Any:
 
 
 def _problems(benchmarks: Sequence[Benchmark]) -> Iterator[Row]:
-    """The evaluation problems of all files; those without a name of their own are not told apart from the stage's."""
+    """The evaluation problems of all files; those without a name of their own are not told apart from the stage's.
+
+    Raises RequestError for a file of the user's without any: nothing would be found, and nobody would wonder.
+    """
     for one in benchmarks:
-        for number, row in enumerate(checked_rows(Path(one.path), (one.column,))):
+        number = 0
+        for number, row in enumerate(checked_rows(Path(one.path), (one.column,)), start=1):
             name = {"benchmark": one.name} if one.name is not None else {}
-            yield {"id": str(row.get("id", number)), "prompt": row[one.column], **name}
+            yield {"id": str(row.get("id", number - 1)), "prompt": row[one.column], **name}
+        if not number and one.name is not None:
+            raise RequestError(one.path, "no evaluation problems in it")
 
 
 def _hits(index: EvaluationIndex, columns: Sequence[str], rows: list[Row]) -> list[list[Row]]:

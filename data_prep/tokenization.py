@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 from data_prep.chat_rows import Chats, read_chats
 from data_prep.chat_tokenizer import Batch, ChatTokenizer
 from data_prep.formats.parquet_parts import concatenate
-from data_prep.formats.publishing import published
 from data_prep.formats.tokens_parquet import TokensWriter, split
 from data_prep.lines import Span, spans
 from data_prep.shards import map_shards
 from reasonforge.errors import RequestError, StageError
-from reasonforge.files import jsonl_line, read_jsonl, write_json
+from reasonforge.files import jsonl_line, published, read_jsonl, write_json
 from reasonforge.progress import Progress
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def finish(plan: Tokenization, parts: int, out: Path, *, scratch: Path) -> Row:
 
     They are tokens.parquet, dropped.jsonl, tokens.json, and held_out.parquet where rows are set apart.
 
-    Raises StageError where no row is left to train on.
+    Raises StageError where no row is left to train on, RequestError where there was none.
     """
     import numpy as np
 
@@ -115,6 +114,8 @@ def finish(plan: Tokenization, parts: int, out: Path, *, scratch: Path) -> Row:
     chosen = _choose(rows["problem"], plan.held_out)
     if len(rows) and chosen.all():
         raise StageError(f"tokenize: held_out takes all {len(rows)} rows; lower it, now {plan.held_out}")
+    if not len(rows) and not reasons:
+        raise RequestError(str(plan.dataset), "no rows to tokenize")
     summary = _summary(rows[~chosen], dict(reasons), tokenizer_of(plan), plan.max_tokens)
     if plan.held_out:
         apart = rows[chosen]

@@ -14,13 +14,15 @@ from pydantic import Field, field_validator
 
 from data_prep.generation.sampling import TRACE_COLUMNS, publish_traces
 from data_prep.hub import commit_of, is_hub
-from data_prep.lines import BadRow, Row
+from data_prep.identities import Identities
+from data_prep.lines import Line
 from data_prep.problems import RESERVED, normalise
-from data_prep.rows import files_of, needs_of, pick, read_lines, refuse
+from data_prep.rows import bad_line, files_of, needs_of, pick, read_lines, refuse
 from data_prep.steps import OnBadRows
 from reasonforge.config import Strict
 from reasonforge.errors import nearest
 from reasonforge.files import jsonl_line, sha256_text
+from reasonforge.jsonl import BadRow, Row
 from reasonforge.progress import Progress
 
 
@@ -63,12 +65,14 @@ class FileTraces(Strict):
     def write(self, out: Path, scratch: Path, progress: Progress | None = None) -> dict[str, Any]:
         """Write `traces.jsonl` and, where bad rows are set aside, `bad.jsonl` into `out`; returns counts.
 
-        In memory are three numbers of each row, and a hash of each problem. Raises RequestError with file and line.
+        In memory are four numbers and a hash of each row, and a hash of each problem. Raises RequestError with file
+        and line, also for an id that another row has, whatever file that is in.
         """
         scratch.mkdir(parents=True, exist_ok=True)
         imported = _Import(self, progress)
         with open(scratch / "imported.jsonl", "w+b") as copy, open(scratch / "bad.jsonl", "wb") as bad:
             imported.read(copy, bad)
+            imported.check_ids(copy, bad)
             counts = publish_traces(imported.together(copy), out / "traces.jsonl")
         if self.bad_rows == "set_aside":
             os.replace(scratch / "bad.jsonl", out / "bad.jsonl")
@@ -88,6 +92,9 @@ class _Import:
         """Of each row, where its line begins in the copy."""
         self._problems = array("q")
         """Of each row, the number of its problem."""
+        self._ids = Identities()
+        self._again = bytearray()
+        """Of each row, 1 where an earlier one has its id: it is left out."""
         self.set_aside = 0
         self.commits: dict[str, str] = {}
 
@@ -96,6 +103,7 @@ class _Import:
         for path in map(Path, self._source.paths):
             if is_hub(path):
                 self.commits[f"commit_of_{path}"] = commit_of(path)
+            self._ids.enter(path)
             for line in read_lines(path):
                 try:
                     if isinstance(line.row, BadRow):
@@ -105,21 +113,40 @@ class _Import:
                     if self._source.bad_rows == "refuse":
                         raise refuse(path, line.number, error) from None
                     self.set_aside += 1
-                    told = {"file": path.name, "line": line.number, "reason": error.kind, "problem": str(error)}
-                    bad.write(jsonl_line({**told, "head": line.head}).encode())
+                    bad.write(bad_line(path, line, error))
                     continue
+                self._ids.add(row["id"], line.number)
                 self._places.append(copy.tell())
                 copy.write(jsonl_line(row).encode())
                 if self._progress is not None:
                     self._progress.advance()
         copy.flush()
 
+    def check_ids(self, copy: IO[bytes], bad: IO[bytes]) -> None:
+        """Refuse the first row whose id an earlier one has, or set all of them aside."""
+        self._again = bytearray(len(self._places))
+        for repeat in self._ids.repeats():
+            found = self._row(copy, repeat.number)["id"]
+            problem = f"the id {found!r} comes again: {self._ids.place(repeat.first)} has it already"
+            error = BadRow("duplicated id", problem, "give each row an id of its own")
+            path, line = self._ids.source(repeat.number)
+            if self._source.bad_rows == "refuse":
+                raise refuse(path, line, error)
+            self.set_aside += 1
+            bad.write(bad_line(path, Line(line, 0, error), error))
+            self._again[repeat.number] = 1
+
     def together(self, copy: IO[bytes]) -> Iterator[Row]:
         """The traces, by problem as they first came, then as they came."""
         for number in sorted(range(len(self._places)), key=self._problems.__getitem__):
-            copy.seek(self._places[number])
-            row: Row = json.loads(copy.readline())
-            yield row
+            if not self._again[number]:
+                yield self._row(copy, number)
+
+    def _row(self, copy: IO[bytes], number: int) -> Row:
+        """A row that was read, again."""
+        copy.seek(self._places[number])
+        row: Row = json.loads(copy.readline())
+        return row
 
     def _trace(self, row: Row) -> Row:
         """A row as a trace, with its further columns behind. Raises BadRow where it is none."""

@@ -12,6 +12,7 @@ import click
 from checkpoints_conversion.cli import convert
 from data_prep.cli import data
 from reasonforge import __version__
+from reasonforge.disk import disk_error
 from reasonforge.errors import ReasonforgeError, RequestError
 from slurm.cli import account, cancel, resume, site, submit
 from slurm.explain.cli import explain
@@ -51,8 +52,10 @@ class _Face(click.Group):
         except OSError as error:  # a full disk, a directory that may not be written
             if ctx.params["debug"]:
                 raise
-            click.echo(f"error: {error.filename or 'the system says'}: {error.strerror}", err=True)
-            ctx.exit(1)
+            told = disk_error(error, Path.cwd())
+            where = error.filename or "the system says"
+            click.echo(f"error: {told or f'{where}: {error.strerror or error}'}", err=True)
+            ctx.exit(told.exit_code if told is not None else 1)
 
 
 @click.group(cls=_Face, context_settings={"help_option_names": ["-h", "--help"]})

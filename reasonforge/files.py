@@ -1,15 +1,15 @@
 """Files that are either whole or absent: atomic writes, canonical JSON, jsonl with line numbers in its errors."""
 
-import functools
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from reasonforge.errors import RequestError
+from reasonforge.jsonl import BadRow, parse_row
 
 
 def canonical_json(value: Any) -> str:
@@ -26,16 +26,38 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def published(path: Path, *, durable: bool = True, before: Callable[[], object] = _nothing) -> Iterator[BinaryIO]:
+    """A handle to write to; at the end of the block `path` is published by rename, after an error nothing is.
+
+    Args:
+        durable: flush it to the disk first.
+        before: called when the file is whole, and before it is there: writes what a reader must find beside it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            yield handle
+            handle.flush()
+            if durable:
+                os.fsync(handle.fileno())
+        before()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        fsync_path(path.parent)
+
+
 def write_atomic(path: Path, text: str | bytes) -> None:
     """Publish `text` as `path` by rename: a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as handle:
+    with published(path) as handle:
         handle.write(text.encode() if isinstance(text, str) else text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    fsync_path(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,23 +87,18 @@ def jsonl_line(row: dict[str, Any]) -> str:
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Stream rows into `path`, published by rename; returns how many there were."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    with open(temporary, "w", encoding="utf-8") as handle:
+    with published(path) as handle:
         for row in rows:
-            handle.write(jsonl_line(row))
+            handle.write(jsonl_line(row).encode())
             count += 1
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    fsync_path(path.parent)
     return count
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield each row of a jsonl file; blank lines are skipped.
 
-    Raises RequestError with file and line number on a line that is not UTF-8, not JSON or not an object.
+    Raises RequestError with file and line number on a line that is no row (`reasonforge.jsonl.parse_row`).
     """
     if not path.is_file():
         raise RequestError(str(path), "no such file")
@@ -90,47 +107,13 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parse_jsonl(lines: Iterable[bytes], path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the row of each line that is not blank, as `read_jsonl` does; `path` is for the errors.
-
-    Rows and errors are those of Python's `json`. msgspec, where it is installed, decodes what it takes, which is part
-    of what `json` takes, to equal values; only of brackets within brackets it may take three more than the thousand
-    or so at which `json` stops.
-    """
-    decode = _decoder()
+    """Yield the row of each line that is not blank, as `read_jsonl` does; `path` is for the errors."""
     for number, line in enumerate(lines, start=1):
-        try:
-            row = decode(line)
-        except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
-            row = None
-        if isinstance(row, dict):
-            yield row
-        elif line.strip():
-            yield _python_row(line, f"{path}:{number}")
-
-
-@functools.cache
-def _decoder() -> Callable[[bytes], Any]:
-    try:
-        msgspec: Any = importlib.import_module("msgspec.json")
-    except ImportError:
-        return json.loads
-    return msgspec.Decoder().decode  # type: ignore[no-any-return]
-
-
-def _python_row(line: bytes, where: str) -> dict[str, Any]:
-    """What Python's `json` makes of a line: it knows NaN and much else that is rare, and says where the fault is."""
-    one_object = "a jsonl file holds one JSON object on each line"
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise RequestError(where, f"not UTF-8 at byte {error.start} of the line") from None
-    except json.JSONDecodeError as error:
-        raise RequestError(where, f"not JSON at column {error.colno}: {error.msg}", one_object) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        raise RequestError(where, f"not JSON that can be read ({type(error).__name__})") from None
-    if not isinstance(row, dict):
-        raise RequestError(where, f"found a JSON {type(row).__name__}", one_object)
-    return row
+        if line.strip():
+            try:
+                yield parse_row(line)
+            except BadRow as bad:
+                raise RequestError(f"{path}:{number}", str(bad), bad.remedy) from None
 
 
 def sha256_file(path: Path) -> str:

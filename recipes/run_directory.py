@@ -1,5 +1,6 @@
 """The layout of a run directory: one class owns every path, so that none is spelled twice."""
 
+import errno
 import json
 import os
 import time
@@ -74,12 +75,18 @@ class RunDirectory:
         return self.root / "logs" / f"{_with_part(stage, part)}.progress.json"
 
     def record(self, event: str, stage: str | None = None, **details: Any) -> None:
-        """Append an event in one write, so that several processes can append at once."""
+        """Append an event in one write, so that several processes can append at once. OSError where no room is left."""
         entry = {"time": round(time.time(), 3), "event": event, **({"stage": stage} if stage else {}), **details}
         self.events.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        line = (json.dumps(entry) + "\n").encode()
         try:
-            os.write(descriptor, (json.dumps(entry) + "\n").encode())
+            written = os.write(descriptor, line)
+            if written < len(line):  # the disk is full: half a line would spoil the others
+                end = os.lseek(descriptor, 0, os.SEEK_CUR)
+                if os.fstat(descriptor).st_size == end:
+                    os.ftruncate(descriptor, end - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.events))
         finally:
             os.close(descriptor)
 

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ from reasonforge.artifacts import (
     stage_key,
 )
 from reasonforge.config import key_config
+from reasonforge.disk import disk_error
 from reasonforge.errors import ReasonforgeError, RequestError
 from reasonforge.files import fsync_path, sha256_file, write_atomic
 from reasonforge.processes import die_with_parent
@@ -202,7 +203,14 @@ def _work(job: StageJob, rank: Rank) -> Artifact:
     (workspace / "scratch").mkdir(exist_ok=True)
     job.run.progress(job.name).parent.mkdir(exist_ok=True)
     job.run.record("stage_started", job.name, attempt=attempt, key=job.key, pid=os.getpid())
-    counts = job.stage.run(_context(job, rank=rank))
+    try:
+        counts = job.stage.run(_context(job, rank=rank))
+    except Exception as error:
+        told = disk_error(error, out)
+        if told is None:
+            raise
+        shutil.rmtree(out, ignore_errors=True)  # it begins anew at the next attempt, and this one needs room to say so
+        raise told from error
     files = hash_files(out)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cost = Cost(
@@ -344,24 +352,39 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _interrupted(run: RunDirectory, options: argparse.Namespace, rank: Rank) -> int:
     if rank.first:
-        sys.stderr.write("told to stop: what is done is saved, and the same command goes on from here\n")
-        run.record("stage_interrupted", options.stage, **_which(options, rank))
+        _log("told to stop: what is done is saved, and the same command goes on from here")
+        _record(run, "stage_interrupted", options, rank)
     return EXIT_INTERRUPTED
 
 
 def _failed(run: RunDirectory, options: argparse.Namespace, rank: Rank, error: Exception) -> int:
     """Log an error, and record it. Of the ranks that do not publish only those record one who know what it was:
     when one dies, all others meet a lost connection."""
-    known = isinstance(error, ReasonforgeError)
-    if known:
-        sys.stderr.write(f"error: {error}\n")
+    known = error if isinstance(error, ReasonforgeError) else disk_error(error, run.root)
+    code = known.exit_code if known is not None else 1
+    if known is not None:
+        _log(f"error: {known}")
     else:
-        traceback.print_exception(error)
-    code = error.exit_code if isinstance(error, ReasonforgeError) else 1
-    said = str(error) if known else f"{type(error).__name__}: {error}".splitlines()[0]
-    if run.recipe.exists() if known else rank.first:
-        run.record("stage_failed", options.stage, exit_code=code, error=said, **_which(options, rank))
+        _log("".join(traceback.format_exception(error)).rstrip())
+    said = str(known) if known is not None else f"{type(error).__name__}: {error}".splitlines()[0]
+    if run.recipe.exists() if known is not None else rank.first:
+        _record(run, "stage_failed", options, rank, exit_code=code, error=said)
     return code
+
+
+def _log(text: str) -> None:
+    """Say something in the log, if its disk has room for it; Python would exit with 120 for what cannot be flushed."""
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+
+def _record(run: RunDirectory, event: str, options: argparse.Namespace, rank: Rank, **details: Any) -> None:
+    """Record how a stage ended, if the run's disk has room for it: the exit code says it too."""
+    with suppress(OSError):
+        run.record(event, options.stage, **details, **_which(options, rank))
 
 
 def _which(options: argparse.Namespace, rank: Rank) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from data_prep.rows import Source
     from data_prep.steps import Steps
     from reasonforge.progress import Progress
 
@@ -36,7 +37,9 @@ columns_option = click.option(
     help="Which of their columns is ours, as in response=generation or prompt=messages.0.content. Repeatable.",
 )
 set_aside_option = click.option(
-    "--set-aside", is_flag=True, help="Set bad rows aside in bad.jsonl; without it the first one ends the work."
+    "--set-aside",
+    is_flag=True,
+    help="Set bad rows aside, in bad.jsonl or beside OUT.jsonl in OUT.bad.jsonl; else the first one ends the work.",
 )
 
 
@@ -61,25 +64,41 @@ def curate_files(
     single: bool = False,
 ) -> dict[str, Any]:
     """Do some steps of curation with the rows of some sources and publish the directory by rename, or its dataset alone
-    as one file where the steps drop nothing (`single`); returns counts.
+    as one file where the steps drop nothing (`single`), and beside it STEM.bad.jsonl where bad rows are set aside;
+    returns counts.
 
     A killed command goes on from a hidden directory beside the destination when it is called again in the same way.
     """
     from data_prep.curation import Curation
+    from data_prep.gathering import BAD, DATASET
     from reasonforge.config import key_config
+    from reasonforge.disk import DiskFullError
+    from reasonforge.errors import ReasonforgeError
+    from reasonforge.files import fsync_path
     from reasonforge.progress import Progress
 
     refuse_existing(destination)
     identity = {"steps": key_config(steps), "columns": list(columns), "seed": seed}
     with working(destination, sources, identity) as place:
-        files = [_as_jsonl(source, columns, place / f"source-{at}") for at, source in enumerate(sources)]
-        curation = Curation(files, steps, place / "shards")
+        bad = destination.with_name(f"{destination.stem}.{BAD}") if single and steps.bad_rows == "set_aside" else None
+        if bad is not None and not any(place.iterdir()):  # else it may be what was published before a kill
+            refuse_existing(bad)
+        curation = Curation(_plain_files(sources, columns, place, steps), steps, place / "shards")
         curation.work(workers=workers, progress=Progress)
         out = place / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
-        counts = curation.finish(out, seed=seed, progress=Progress)
-        (out / "dataset.jsonl" if single else out).rename(destination)
+        try:
+            counts = curation.finish(out, seed=seed, progress=Progress)
+        except DiskFullError:
+            raise
+        except ReasonforgeError:  # the rows are to blame, and other rows are another job
+            shutil.rmtree(place)
+            raise
+        if bad is not None:
+            (out / BAD).replace(bad)
+        (out / DATASET if single else out).rename(destination)
+        fsync_path(destination.absolute().parent)
     return counts
 
 
@@ -96,12 +115,23 @@ def refuse_existing(destination: Path) -> None:
         raise RequestError(str(destination.parent), "cannot be written", "name a place that can")
 
 
+def plain_jsonl(source: Path) -> None:
+    """Raises RequestError for what other commands read and this one does not: other kinds of files, directories."""
+    from data_prep.hub import is_hub
+    from data_prep.rows import CODECS
+    from reasonforge.errors import RequestError
+
+    others = (".parquet", *(end for end, codec in CODECS.items() if codec))
+    if is_hub(source) or source.is_dir() or source.name.endswith(others):
+        raise RequestError(str(source), "no plain jsonl file", "`data dedup` and others write one from any rows")
+
+
 @contextmanager
 def working(destination: Path, sources: Sequence[Path], identity: Mapping[str, Any]) -> Iterator[Path]:
     """A directory for the shards of one job, beside its destination: found again by the same job, and deleted when it
-    is done. A full disk is told in one line."""
-    from data_prep.disk import plain_disk_errors
+    is done. A full disk and Ctrl-C are told in one line."""
     from data_prep.rows import files_of
+    from reasonforge.disk import plain_disk_errors
     from reasonforge.errors import RequestError
     from reasonforge.files import canonical_json, sha256_text
 
@@ -122,12 +152,19 @@ def working(destination: Path, sources: Sequence[Path], identity: Mapping[str, A
         place.mkdir(parents=True, exist_ok=True)
         try:
             yield place
-        except BaseException:
-            with suppress(OSError):  # what was finished stays; where nothing was, no trace is left
-                place.rmdir()
-                root.rmdir()
+        except BaseException as error:
+            _remove_empty(root)  # what was finished stays; where nothing was, no trace is left
+            if isinstance(error, KeyboardInterrupt):
+                click.echo("stopped; the same command goes on from here", err=True)
             raise
         shutil.rmtree(root)
+
+
+def _remove_empty(root: Path) -> None:
+    """Delete the directories below one that hold no file, and itself where it holds none."""
+    for place, _, _ in os.walk(root, topdown=False):
+        with suppress(OSError):
+            os.rmdir(place)
 
 
 def counted(title: str, source: Path) -> "Progress":
@@ -149,18 +186,37 @@ def say(as_json: bool, place: Path, found: Mapping[str, Any]) -> None:
         click.echo(f"  {name}: {told}")
 
 
-def _as_jsonl(source: Path, columns: Sequence[str], scratch: Path) -> Path:
-    """The file itself where it is jsonl with our columns; else a copy of its rows."""
-    from data_prep.rows import copy_rows, has_ids
+def _plain_files(sources: Sequence[Path], columns: Sequence[str], place: Path, steps: "Steps") -> "list[Source]":
+    """The files themselves where they are jsonl with our columns; else copies of their rows.
+
+    A row without an id gets its number as one, and where there are several files that of the file before it: "2/17".
+    """
+    from data_prep.rows import Source, copy_rows, has_ids
+
+    named = named_columns(columns)
+    files = []
+    for number, source in enumerate(sources, start=1):
+        if not named and has_ids(source):
+            files.append(Source(source, source))
+            continue
+        copy = place / f"source-{number}.jsonl"
+        bad = copy.with_suffix(".bad.jsonl") if steps.bad_rows == "set_aside" else None
+        if not copy.exists():
+            copy_rows(source, named, copy, bad=bad, prefix=f"{number}/" if len(sources) > 1 else "")
+        files.append(Source(copy, source, bad))
+    return files
+
+
+def named_columns(columns: Sequence[str]) -> dict[str, str]:
+    """What `--column OURS=THEIRS` says. Raises RequestError where it says nothing, or one thing twice."""
     from reasonforge.errors import RequestError
 
-    named = dict(column.partition("=")[::2] for column in columns)
-    for ours, theirs in named.items():
-        if not theirs:
-            raise RequestError(f"--column {ours}", "names no column of theirs", "write OURS=THEIRS")
-    if not named and has_ids(source):
-        return source
-    copy = scratch / f"{source.name}.jsonl"
-    if not copy.exists():
-        copy_rows(source, named, copy)
-    return copy
+    named: dict[str, str] = {}
+    for column in columns:
+        ours, _, theirs = column.partition("=")
+        if not ours or not theirs:
+            raise RequestError(f"--column {column}", "names no column of ours and theirs", "write OURS=THEIRS")
+        if ours in named:
+            raise RequestError(f"--column {column}", f"{ours} is {named[ours]} already", "name it once")
+        named[ours] = theirs
+    return named

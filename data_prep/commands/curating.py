@@ -28,6 +28,7 @@ from data_prep.commands.common import (
 @config_option("grader")
 @set_option("grader.type=exact")
 @columns_option
+@set_aside_option
 @workers_option
 @json_option
 def verify(
@@ -36,12 +37,13 @@ def verify(
     config: Path | None,
     overrides: Sequence[str],
     columns: Sequence[str],
+    set_aside: bool,
     workers: int,
     as_json: bool,
 ) -> None:
     """Grade every trace: its verdict and the answer that was found in it are added to its row."""
     steps = {"grader": _required("grader", config, overrides)}
-    counts = _to_one_file(traces, destination, steps, columns, workers)
+    counts = _to_one_file(traces, destination, steps, columns, set_aside=set_aside, workers=workers)
     say(as_json, destination, {name: count for name, count in counts.items() if count and name != "rows_in"})
 
 
@@ -51,6 +53,7 @@ def verify(
 @config_option("annotate")
 @set_option("annotate=[{type: language}]")
 @columns_option
+@set_aside_option
 @workers_option
 @json_option
 def annotate(
@@ -59,13 +62,14 @@ def annotate(
     config: Path | None,
     overrides: Sequence[str],
     columns: Sequence[str],
+    set_aside: bool,
     workers: int,
     as_json: bool,
 ) -> None:
     """Add columns: language, domain, difficulty, tokens. Rows of one problem must stand together."""
     steps = {"annotate": _required("annotate", config, overrides)}
-    counts = _to_one_file(source, destination, steps, columns, workers)
-    say(as_json, destination, {"rows": counts["rows"]})
+    counts = _to_one_file(source, destination, steps, columns, set_aside=set_aside, workers=workers)
+    say(as_json, destination, {name: counts[name] for name in ("set_aside", "rows") if counts.get(name)})
 
 
 @click.command("filter")
@@ -133,15 +137,25 @@ def _required(key: str, config: Path | None, overrides: Sequence[str]) -> Any:
         raise RequestError(f"{where}: {other}", "unknown key", nearest(other, [key]))
     if key not in steps.model_fields_set:
         raise RequestError(f"{where}: {key}", "missing", "it has no default, so it must be given")
-    return getattr(steps, key)
+    found = getattr(steps, key)
+    if found == []:
+        raise RequestError(f"{where}: {key}", "an empty list, so there is nothing to do", "name one or more")
+    return found
 
 
 def _to_one_file(
-    source: Path, destination: Path, steps: Mapping[str, Any], columns: Sequence[str], workers: int
+    source: Path,
+    destination: Path,
+    steps: Mapping[str, Any],
+    columns: Sequence[str],
+    *,
+    set_aside: bool,
+    workers: int,
 ) -> dict[str, Any]:
     from data_prep.steps import Steps
 
-    return curate_files([source], Steps(**steps), destination, columns=columns, workers=workers, single=True)
+    chosen = Steps(**steps, bad_rows="set_aside" if set_aside else "refuse")
+    return curate_files([source], chosen, destination, columns=columns, workers=workers, single=True)
 
 
 def _to_directory(

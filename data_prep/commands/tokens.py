@@ -7,6 +7,7 @@ import click
 from data_prep.commands.common import (
     json_option,
     path_type,
+    plain_jsonl,
     refuse_existing,
     say,
     workers_option,
@@ -26,6 +27,7 @@ def tokenize(dataset: Path, destination: Path, model: Path, max_tokens: int, wor
     from data_prep.tokenization import tokenize_file
     from reasonforge.progress import Progress
 
+    plain_jsonl(dataset)
     refuse_existing(destination)
     identity = {"model": str(model.absolute()), "max_tokens": max_tokens}
     progress = Progress("tokenizing", 0, "shards")
@@ -57,6 +59,7 @@ def index(
     from reasonforge.progress import Progress
 
     target = prefix.with_name(f"{prefix.name}_{column}_document.idx")
+    plain_jsonl(texts)
     refuse_existing(target)
     plan = Plan(texts, model, column=column, append_eod=append_eod, skip_bad=skip_bad)
     progress = Progress("tokenizing", 0, "shards")
@@ -83,10 +86,14 @@ def pack(tokens: Path, destination: Path, kind: str, size: int, seed: int, dropp
     """Pack rows into bins with as little padding as can be."""
     from data_prep.formats.bridge_packed import write_bridge_packed
     from data_prep.formats.nemo_packed import write_nemo_packed
+    from reasonforge.disk import plain_disk_errors
 
-    refuse_existing(destination)
+    for made in (destination, *([] if dropped is None else [dropped])):
+        refuse_existing(made)
     write = {"nemo": write_nemo_packed, "bridge": write_bridge_packed}[kind]
-    say(as_json, destination, write(tokens, destination, pack_size=size, seed=seed, dropped=dropped))
+    with plain_disk_errors(destination):
+        figures = write(tokens, destination, pack_size=size, seed=seed, dropped=dropped)
+    say(as_json, destination, figures)
 
 
 @click.command()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.formats.packed_rows import Chunk, bins_in_chunk, pack_file
-from data_prep.formats.publishing import published
 from reasonforge.errors import RequestError
-from reasonforge.files import write_json
+from reasonforge.files import published, write_json
 
 GROUP_BINS = 500
 """Bins in a row group, which is what the reader loads at once; fewer where bins are so large that it would be heavy."""

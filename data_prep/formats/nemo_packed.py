@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from data_prep.formats.packed_rows import Chunk, bins_in_chunk, pack_file
-from data_prep.formats.publishing import published
 from reasonforge.errors import RequestError
-from reasonforge.files import write_json
+from reasonforge.files import published, write_json
 
 if TYPE_CHECKING:
     import numpy as np

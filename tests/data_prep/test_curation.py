@@ -17,7 +17,7 @@ from data_prep.grading import ExactGrader
 from data_prep.steps import Steps
 from reasonforge.artifacts import Artifact, ArtifactKind, Cost, Receipt
 from reasonforge.config import key_config
-from reasonforge.errors import RequestError, StageError
+from reasonforge.errors import ReasonforgeError, RequestError, StageError
 from reasonforge.files import jsonl_line, read_json, read_jsonl, write_jsonl
 from reasonforge.progress import Progress
 from recipes.stage import StageContext
@@ -126,7 +126,7 @@ def test_the_funnel_adds_up(tmp_path: Path, drawn: list[tuple[str, str, bool]], 
     try:
         curation.work(workers=1, progress=Progress)
         curation.finish(tmp_path, seed=0, progress=Progress)
-    except StageError:
+    except ReasonforgeError:
         assert not list(read_jsonl(tmp_path / "dataset.jsonl"))
     kept, dropped = (list(read_jsonl(tmp_path / name)) for name in FILES[:2])
     funnel = read_json(tmp_path / "funnel.json")
@@ -252,7 +252,6 @@ def test_a_filter_that_comes_twice_has_a_name_of_its_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("traces", "message"),
     [
-        ([], "no traces to curate"),
         ([trace(n, "\\boxed{5}") for n in range(3)], "all 3 traces were dropped.*'correct' dropped most, 3.*'wrong'"),
         ([trace(n, GOOD, prompt="Start: 1 a+1") for n in range(2)], "'deduplicate' dropped most, 1"),
         ([trace(n, GOOD + str(n), prompt="Start: 1 a+1") for n in range(2)], "'decontaminate'.*raise decontaminate.n"),
@@ -262,6 +261,11 @@ def test_an_empty_dataset_is_an_error_of_one_line(tmp_path: Path, traces: list[R
     with pytest.raises(StageError, match=message) as error:
         curate(tmp_path, traces)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"traces\.jsonl: no rows to curate$"):
+        curate(tmp_path, [])
 
 
 @pytest.mark.parametrize("column", ["id", "prompt", "answer", "response"])

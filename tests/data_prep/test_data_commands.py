@@ -147,6 +147,15 @@ def test_annotate_and_select(tmp_path: Path) -> None:
         (("verify", "traces.jsonl", "traces.jsonl", "--set", "grader.type=exact"), "is already there"),
         (("verify", "traces.jsonl", "no/out.jsonl", "--set", "grader.type=exact"), "no: no such directory"),
         (("stats", "traces.csv"), "found suffix '.csv'"),
+        (("annotate", "traces.jsonl", "out.jsonl", "--set", "annotate=[]"), "an empty list, so there is nothing to do"),
+        (("tokenize", "t.jsonl.gz", "out.jsonl", "--model", ".", "--max-tokens", "9"), "no plain jsonl file"),
+        (("index", ".", "out.jsonl", "--model", "."), "no plain jsonl file"),
+        (
+            ("pack", "t.parquet", "out.jsonl", "--format", "nemo", "--size", "9", "--dropped", "traces.jsonl"),
+            "traces.jsonl: is already there",
+        ),
+        (("dedup", "traces.jsonl", "--into", "out.jsonl", "--column", "a=b", "--column", "a=c"), "a is b already"),
+        (("decontaminate", "traces.jsonl", "--into", "out.jsonl", "--against", "none.jsonl"), "no evaluation problems"),
         (
             ("filter", "traces.jsonl", "--into", "out.jsonl", "--set", "filters=[{type: correct}]"),
             "no column 'verdict'",
@@ -161,6 +170,7 @@ def test_what_is_wrong_is_one_line(
     monkeypatch.chdir(tmp_path)
     traces(tmp_path / "traces.jsonl")
     (tmp_path / "traces.csv").write_text("a,b\n")
+    (tmp_path / "none.jsonl").touch()
     output = run(*arguments, code=2).output.splitlines()
     assert told in output[-1]
     assert [line for line in output if "rows, " not in line] == output[-1:]  # besides progress

@@ -60,7 +60,7 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     [
         ([], "no problems to answer"),
         ([{"id": "a", "prompt": "b"}], "no column 'answer'"),
-        ([{"id": "a", "prompt": "b", "answer": "c"}] * 2, "two problems have the id 'a'"),
+        ([{"id": "a", "prompt": "b", "answer": "c"}] * 2, "p.jsonl:2: the id 'a' comes again: "),
     ],
 )
 def test_problems_that_cannot_be_asked(rows: list[dict[str, str]], said: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from data_prep import documents
 from data_prep.documents import document_spans, read_documents
 from data_prep.formats.megatron_indexed import Plan, write_indexed
+from reasonforge import jsonl
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl
 from reasonforge.progress import Progress
@@ -247,7 +248,7 @@ def test_a_bad_line_is_named_or_set_aside(
     qwen: Path, tmp_path: Path, name: str, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr(documents, "_decoder", lambda _: documents._nothing)
+        monkeypatch.setattr(documents, "_decoder", lambda _: jsonl.nothing)
     line, message = BAD[name]
     good = b'{"text": "one"}\n'
     source = tmp_path / "in.jsonl"
@@ -281,7 +282,7 @@ def test_strange_but_good_lines(qwen: Path, tmp_path: Path) -> None:
 def test_a_line_that_is_too_long_is_set_aside_in_bounded_memory(qwen: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"text": "one"}\n{"text": "' + b"a " * (25 << 20) + b'"}\n{"text": "two"}')
-    with pytest.raises(RequestError, match=r"in.jsonl:2: over 32 MiB long"):
+    with pytest.raises(RequestError, match=r"in.jsonl:2: a line of over 32 MiB"):
         make(Plan(source, qwen), tmp_path / "refused")
     for shard_bytes in (1 << 30, 1 << 20):
         directory = tmp_path / str(shard_bytes)

@@ -12,10 +12,10 @@ import pytest
 from hub_server import serve
 
 from data_prep.hub import HubName, parse_hub
-from data_prep.lines import BadRow
 from data_prep.rows import copy_rows, has_ids, pick
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl, write_jsonl
+from reasonforge.jsonl import BadRow
 
 FIRST, SECOND = "a" * 40, "b" * 40
 CARD = """---

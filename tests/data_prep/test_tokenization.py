@@ -267,7 +267,7 @@ def test_a_template_that_changes_one_response_drops_that_row(model: Path, tmp_pa
 def test_nothing_left_is_an_error(model: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="2 of them for 'over_max_tokens'; raise max_tokens, now 5"):
         stage(tmp_path, model, [row(0), row(1)], max_tokens=5)
-    with pytest.raises(StageError, match="has no rows"):
+    with pytest.raises(RequestError, match="no rows to tokenize"):
         stage(tmp_path / "empty", model, [])
 
 

@@ -80,6 +80,23 @@ def test_bad_rows_are_refused_or_set_aside(tmp_path: Path) -> None:
     assert write(tmp_path, paths=[str(path)], bad_rows="set_aside", columns={"answer": None})[0]["samples"] == 3
 
 
+def test_an_id_comes_once_in_all_files(tmp_path: Path) -> None:
+    rows = [{"id": f"r{number}", "prompt": f"q{number}", "answer": "1", "response": "r"} for number in range(4)]
+    write_jsonl(tmp_path / "a.jsonl", rows[:3])
+    write_jsonl(tmp_path / "b.jsonl", [rows[3], {**rows[1], "response": "other"}, rows[1]])
+    paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    with pytest.raises(RequestError, match=rf"^{paths[1]}:2: the id 'r1' comes again: {paths[0]}:2 has it already; "):
+        write(tmp_path, paths=paths)
+    counts, found = write(tmp_path, paths=paths, bad_rows="set_aside")
+    assert (counts["set_aside"], counts["samples"]) == (2, 4)
+    assert [row["id"] for row in found] == ["r0", "r1", "r2", "r3"]
+    aside = list(read_jsonl(tmp_path / "out" / "bad.jsonl"))
+    assert [(row["file"], row["line"], row["reason"]) for row in aside] == [
+        ("b.jsonl", 2, "duplicated id"),
+        ("b.jsonl", 3, "duplicated id"),
+    ]
+
+
 def test_what_a_source_asks_for(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"'answers' is no column of a trace; did you mean 'answer'\?"):
         FileTraces(paths=["x"], columns={"answers": "a"})

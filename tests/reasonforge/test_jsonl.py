@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonforge import files
+from reasonforge import jsonl
 from reasonforge.errors import RequestError
 from reasonforge.files import parse_jsonl
 
@@ -37,19 +37,19 @@ TREES = st.recursive(
 @pytest.fixture(scope="module")
 def same() -> Callable[[bytes], None]:
     pytest.importorskip("msgspec")
-    fast = files._decoder()
-    assert fast is not json.loads
+    fast = jsonl.decoder()
+    assert fast is not jsonl.nothing
 
     def outcome(line: bytes, decode: Callable[[bytes], Any]) -> str:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "_decoder", lambda: decode)
+            patch.setattr(jsonl, "_decoder", lambda: decode)
             try:
                 return repr(list(parse_jsonl([b"{}", line], Path("x.jsonl"))))  # tells 1 from 1.0, and 0.0 from -0.0
             except RequestError as error:
                 return f"error: {error}"
 
     def check(line: bytes) -> None:
-        assert outcome(line, fast) == outcome(line, json.loads)
+        assert outcome(line, fast) == outcome(line, jsonl.nothing)
 
     return check
 
