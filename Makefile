@@ -8,12 +8,14 @@ MEGATRON := .megatron
 MEGATRON_READY := $(MEGATRON)/0.15.3/.ready $(MEGATRON)/0.16.1/.ready
 NEMO_VENV := .venv-nemo
 NEMO_READY := $(NEMO_VENV)/.ready-$(shell cksum < requirements-nemo.lock | cut -d' ' -f1)
+BRIDGE_VENV := .venv-bridge
+BRIDGE_READY := $(BRIDGE_VENV)/.ready-$(shell cat requirements-nemo.lock requirements-bridge.lock | cksum | cut -d' ' -f1)
 PYTEST_WORKERS ?= 2
 
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test lint format setup megatron slurm-cluster nemo-env lock clean
+.PHONY: demo test lint format setup megatron slurm-cluster nemo-env bridge-env lock clean
 
 # One thread: a second one saves a model this small no time and costs CPU.
 demo: setup
@@ -68,6 +70,19 @@ $(NEMO_READY):
 	rm -f $(NEMO_VENV)/.ready-*
 	touch $@
 
+# The real Megatron-Bridge on the CPU, for the tests that train with it. It has a megatron-core of its own; all else that
+# it needs is NeMo's environment's, whose packages come after its own.
+bridge-env: $(BRIDGE_READY)
+
+$(BRIDGE_READY): | $(NEMO_READY)
+	rm -rf $(BRIDGE_VENV)
+	$(NEMO_VENV)/bin/python -m venv --without-pip $(BRIDGE_VENV)
+	$(NEMO_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement requirements-bridge.lock \
+		--target $(BRIDGE_VENV)/lib/python3*/site-packages
+	ls -d $(CURDIR)/$(NEMO_VENV)/lib/python3*/site-packages > nemo.pth
+	mv nemo.pth $(BRIDGE_VENV)/lib/python3*/site-packages/
+	touch $@
+
 # Resolve pyproject.toml anew, in a fresh environment, into requirements.lock (torch is left to TORCH above).
 lock:
 	$(PYTHON) -m venv .venv-lock
@@ -77,4 +92,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) $(MEGATRON) $(NEMO_VENV) build *.egg-info
+	rm -rf $(VENV) $(MEGATRON) $(NEMO_VENV) $(BRIDGE_VENV) build *.egg-info

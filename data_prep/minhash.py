@@ -199,6 +199,8 @@ class Index:
 
         A row without candidates is kept at once; one that is yielded is kept where `keep` is called before going on.
         """
+        if not len(signatures):
+            return
         state = self._state
         self._grow(state[KEPT] + len(signatures), len(signatures))
         self._stage(signatures)

@@ -1,4 +1,4 @@
-"""Which Python runs a stage on this machine: NeMo and its like live in environments of their own.
+"""Which Python runs a stage on this machine: NeMo and Megatron-Bridge live in environments of their own.
 
 The local launcher and `reasonforge doctor` ask here. On a cluster the site's image or runtime decides instead.
 """
@@ -30,8 +30,9 @@ print(json.dumps([module for module in sys.argv[1:] if lacks(module)]))
 
 
 def interpreter(environment: str | None, variables: Mapping[str, str] = os.environ) -> str:
-    """The Python of an environment, by its name ("nemo"): REASONFORGE_NEMO_PYTHON names it, else it is the one that
-    `make nemo-env` makes in .venv-nemo of the source tree; without either, and for None, the Python that runs now."""
+    """The Python of an environment, by its name ("nemo", "bridge"): REASONFORGE_NEMO_PYTHON names it, else it is that
+    of .venv-nemo in the source tree, which `make nemo-env` makes; without either, and for None, the Python that
+    runs now."""
     if environment is None:
         return sys.executable
     made = ROOT / f".venv-{environment}" / "bin" / "python"

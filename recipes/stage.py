@@ -93,7 +93,7 @@ class Stage(Strict):
 
     @property
     def environment(self) -> str | None:
-        """The name of the Python environment that its work needs ("nemo"); None for reasonforge's own."""
+        """The name of the Python environment that its work needs ("nemo", "bridge"); None for reasonforge's own."""
         return None
 
     @property

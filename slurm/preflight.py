@@ -13,8 +13,8 @@ from data_prep.generation import HFEngine, SeveralEngines, VLLMEngine
 from reasonforge.display import data_size
 from reasonforge.errors import RequestError
 from reasonforge.processes import finish
-from recipes.engines.nemo.compatibility import check_image
-from recipes.engines.nemo.options import NeMoEngine
+from recipes.engines.megatron.compatibility import check_image
+from recipes.engines.megatron.options import MegatronEngine
 from recipes.preflight.layout import errors
 from recipes.preflight.stages import Need, needs
 from recipes.preflight.table import GIB
@@ -77,9 +77,9 @@ def site_problems(recipe: Recipe, site: Site, plan: ClusterPlan) -> Iterator[Req
 
 
 def _image_problems(where: str, stage: Stage, placement: Placement) -> Iterator[RequestError]:
-    """What the image's name tells: versions of NeMo and Megatron-core that do not train together."""
+    """What the image's name tells: versions that the engine is not for, or that do not go together."""
     engine = getattr(stage, "engine", None)
-    if isinstance(engine, NeMoEngine) and placement.image is not None:
+    if isinstance(engine, MegatronEngine) and placement.image is not None:
         problem = check_image(placement.image, engine)
         if problem is not None:
             yield RequestError(f"{where}: {problem.where}", problem.problem, problem.remedy)

@@ -1,8 +1,8 @@
-"""What the tests of the `nemo` engine share: tiny models, tokens of the running-sum task, and plain transformers."""
+"""What the tests of the engines on Megatron share: tiny models, tokens of the running sums, and plain transformers."""
 
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nemo_place import ROOT
@@ -13,11 +13,11 @@ from data_prep.running_sum import draw
 from data_prep.tokenization import tokenize_rows
 from reasonforge.files import read_jsonl
 from reasonforge.progress import Progress
-from recipes.engines.nemo.data import Batches
-from recipes.engines.nemo.rows import Rows, map_rows, unfold
+from recipes.engines.megatron.batches import Batches
+from recipes.engines.megatron.rows import Rows, map_rows, unfold
 from recipes.engines.scratch import TinyModel
 
-SIDE = ROOT / "tests/recipes/nemo_training_side.py"
+SIDE = ROOT / "tests/recipes/training_side.py"
 SHAPE: dict[str, Any] = {
     "layers": 2, "hidden_size": 64, "heads": 4, "kv_heads": 2, "ffn_size": 96, "init_std": 0.05, "max_position": 256,
     "vocabulary": 300,
@@ -49,14 +49,14 @@ def traces(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def build_model(root: Path, name: str, family: str, seed: int) -> None:
-    """A random model as `root/hf/NAME`, and imported as `root/nemo/NAME`, its vocabulary not padded: to Megatron a row
-    of padding is a token like any other, with a logit of 0."""
+def build_model(root: Path, name: str, family: str, seed: int, directory: Literal["nemo", "bridge"] = "nemo") -> None:
+    """A random model as `root/hf/NAME`, and imported as `root/DIRECTORY/NAME`, its vocabulary not padded: to Megatron a
+    row of padding is a token like any other, with a logit of 0."""
     source = root / "hf" / name
     turns = [(row["prompt"], row["response"]) for row in traces(100, seed=9)]  # one tokenizer for all
     TinyModel(family=family, **SHAPE).build(turns, source, seed)  # type: ignore[arg-type]
-    options = ImportOptions(directory="nemo", layer_spec="local", vocabulary_multiple=4)
-    import_checkpoint(source, root / "nemo" / name, options, 1, counter)
+    options = ImportOptions(directory=directory, layer_spec="local", vocabulary_multiple=4)
+    import_checkpoint(source, root / directory / name, options, 1, counter)
 
 
 def build_tokens(model: Path, directory: Path, rows: int, held_out: int = 0) -> None:
@@ -109,7 +109,7 @@ def batch_loss(model: Any, rows: Rows, chosen: list[int]) -> torch.Tensor:
 
 def train_plainly(directory: Path, batches: Batches, rates: list[float], betas: tuple[float, float]) -> list[float]:
     """The losses of a training in plain transformers with torch's AdamW: the same rows in the same steps, the learning
-    rates that NeMo logged, gradients clipped to 1."""
+    rates that were logged, gradients clipped to 1."""
     model = load(directory)
     optimizer = torch.optim.AdamW(model.parameters(), betas=betas, eps=1e-8, weight_decay=0.0)
     losses = []

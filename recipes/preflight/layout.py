@@ -14,7 +14,8 @@ from reasonforge.errors import RequestError
 from recipes.preflight.parallelism import Batch, Parallelism, Precision, is_fp8
 
 Core = Literal["0.15", "0.16"]
-"""The megatron-core that trains: NeMo 2.7 has 0.15; 0.16 also takes more tensor-parallel GPUs than query groups."""
+"""The megatron-core that trains: NeMo 2.7 has 0.15, Megatron-Bridge 0.3 has 0.16, which also takes more tensor-parallel
+GPUs than query groups."""
 
 Severity = Literal["error", "warning", "note"]
 

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoints_conversion.directories import DIRECTORIES
 from checkpoints_conversion.spec import ModelSpec, read_spec
 from data_prep.generation import HFEngine, VLLMEngine
 from data_prep.generation.sampling import Sampling
 from reasonforge.errors import RequestError
-from recipes.engines.nemo.options import NeMoEngine
+from recipes.engines.megatron.options import MegatronEngine
 from recipes.engines.trl_grpo import TRLGRPO
 from recipes.engines.trl_sft import TRLSFT
-from recipes.preflight import nemo
+from recipes.preflight import megatron
 from recipes.preflight.layout import Problem, errors
 from recipes.preflight.memory import CONTEXT, Conversion, Training, conversion_needs, training_memory
 from recipes.preflight.parallelism import Batch, Parallelism
@@ -98,17 +99,18 @@ def _need(recipe: Recipe, name: str, models: Mapping[str, ModelSpec], capacity: 
     if isinstance(stage, ImportCheckpointStage | ExportCheckpointStage):
         if name not in models:
             return None
-        multiple = (stage.pad_vocabulary or 128) if isinstance(stage, ImportCheckpointStage) else 128
+        usual = DIRECTORIES[stage.directory].vocabulary_multiple if isinstance(stage, ImportCheckpointStage) else 128
+        multiple = getattr(stage, "pad_vocabulary", None) or usual
         return Need(conversion=conversion_needs(models[name], _ELEMENT[stage.dtype], multiple))
     if isinstance(stage, DistillStage) and name in models:
         tokens = recipe.stages[stage.inputs.tokens]
         length = tokens.max_tokens if isinstance(tokens, TokenizeStage) else models[name].positions
-        if isinstance(stage.engine, NeMoEngine):
+        if isinstance(stage.engine, MegatronEngine):
             made_by = recipe.stages[stage.inputs.model]
             imported = made_by if isinstance(made_by, ImportCheckpointStage) else None
             wanted, teacher = stage.resources, models.get(stage.inputs.teacher or "")
             sizes = (length, wanted.nodes, wanted.gpus_per_node)
-            return _nemo(nemo.Plan(models[name], stage.engine, *sizes, teacher, imported), capacity)
+            return _megatron(megatron.Plan(models[name], stage.engine, *sizes, teacher, imported), capacity)
         return None if capacity is None else _sft(models[name], stage.engine, length, capacity)
     if capacity is None:
         return None
@@ -134,13 +136,13 @@ def _answering(stage: EvaluateStage | GenerateStage, models: Mapping[str, ModelS
     return _sampling(model, engine, stage.sampling, capacity)
 
 
-def _nemo(plan: nemo.Plan, capacity: int | None) -> Need:
+def _megatron(plan: megatron.Plan, capacity: int | None) -> Need:
     """The layout and the memory, with the nearest layouts that work where this one does not."""
-    found = tuple(nemo.layout_problems(plan))
-    wrong = {problem.rule for problem in errors(list(found))} - nemo.OWN_RULES
-    table = None if capacity is None or wrong else nemo.memory(plan, capacity)
+    found = tuple(megatron.layout_problems(plan))
+    wrong = {problem.rule for problem in errors(list(found))} - megatron.OWN_RULES
+    table = None if capacity is None or wrong else megatron.memory(plan, capacity)
     works = not wrong and (table is None or table.fits)
-    return Need(table, "" if works else nemo.remedy(plan, capacity), problems=found)
+    return Need(table, "" if works else megatron.remedy(plan, capacity), problems=found)
 
 
 def _sft(model: ModelSpec, engine: TRLSFT, length: int, capacity: int) -> Need:

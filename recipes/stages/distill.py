@@ -8,9 +8,12 @@ from pydantic import Field, model_validator
 
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Strict
+from recipes.engines.megatron.options import MegatronEngine
+from recipes.engines.megatron_bridge.options import MegatronBridgeEngine
 from recipes.engines.nemo.options import NeMoEngine
 from recipes.engines.trl_sft import TRLSFT
 from recipes.stage import InputOf, InputRef, Stage, StageContext
+from recipes.stages.import_checkpoint import ImportCheckpointStage
 from recipes.stages.tokenize import TokenizeStage
 
 
@@ -18,7 +21,8 @@ class DistillInputs(Strict):
     """What goes in."""
 
     model: Annotated[str, InputOf("hf_checkpoint")]
-    """The student before distillation: an hf_checkpoint for trl, a megatron_checkpoint for nemo."""
+    """The student before distillation: an hf_checkpoint for trl, a megatron_checkpoint for nemo and
+    megatron_bridge."""
     tokens: Annotated[str, InputOf("tokens")]
     """Tokenized traces."""
     teacher: Annotated[str, InputOf("hf_checkpoint")] | None = None
@@ -31,7 +35,7 @@ class DistillStage(Stage):
 
     type: Literal["distill"] = "distill"
     inputs: DistillInputs
-    engine: Annotated[TRLSFT | NeMoEngine, Field(discriminator="type")]
+    engine: Annotated[TRLSFT | NeMoEngine | MegatronBridgeEngine, Field(discriminator="type")]
     """What trains, and how."""
 
     @model_validator(mode="after")
@@ -41,7 +45,7 @@ class DistillStage(Stage):
             if teacher:
                 raise ValueError(
                     "inputs.teacher is given, but engine trl learns from traces alone; "
-                    "leave it out, or take engine nemo"
+                    "leave it out, or take engine megatron_bridge or nemo"
                 )
         elif teacher and self.engine.distillation is None:
             raise ValueError(
@@ -62,13 +66,13 @@ class DistillStage(Stage):
 
     @property
     def parallel(self) -> bool:
-        """NeMo runs as one process a GPU."""
-        return isinstance(self.engine, NeMoEngine)
+        """Megatron-core runs as one process a GPU."""
+        return isinstance(self.engine, MegatronEngine)
 
     @property
     def environment(self) -> str | None:
-        """NeMo has an environment of its own."""
-        return "nemo" if isinstance(self.engine, NeMoEngine) else None
+        """NeMo and Megatron-Bridge have environments of their own."""
+        return self.engine.environment if isinstance(self.engine, MegatronEngine) else None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -81,10 +85,25 @@ class DistillStage(Stage):
             yield replace(ref, kind=self.kind) if ref.kind == "hf_checkpoint" else ref
 
     def check_inputs(self, stages: Mapping[str, Stage]) -> None:
-        """A validation needs rows that were held out."""
+        """Checkpoints are directories of the engine's own kind, and a validation needs rows that were held out."""
+        engine = self.engine
+        if not isinstance(engine, MegatronEngine):
+            return
+        for key in ("model", "teacher"):
+            made_by = stages.get(getattr(self.inputs, key) or "")
+            found = _made_for(made_by)
+            if found not in (None, engine.directory):
+                remedy = (
+                    f"set directory: {engine.directory} there"
+                    if isinstance(made_by, ImportCheckpointStage)
+                    else f"take engine {engine.type} there too"
+                )
+                raise ValueError(
+                    f"inputs.{key} is {getattr(self.inputs, key)}, which makes directories of kind {found}, but engine "
+                    f"{engine.type} takes those of kind {engine.directory}; {remedy}"
+                )
         tokens = stages[self.inputs.tokens]
-        validated = isinstance(self.engine, NeMoEngine) and self.engine.validate_every is not None
-        if validated and isinstance(tokens, TokenizeStage) and not tokens.held_out:
+        if engine.validate_every is not None and isinstance(tokens, TokenizeStage) and not tokens.held_out:
             raise ValueError(
                 f"engine.validate_every is given, but stage {self.inputs.tokens} holds no rows out; "
                 "set held_out there, or leave validate_every out"
@@ -96,6 +115,10 @@ class DistillStage(Stage):
             from recipes.engines.nemo.training import train
 
             return train(self.engine, context)
+        if isinstance(self.engine, MegatronBridgeEngine):
+            from recipes.engines.megatron_bridge.training import train as train_with_bridge
+
+            return train_with_bridge(self.engine, context)
         return self.engine.train(
             context.path("model"),
             context.path("tokens") / "tokens.parquet",
@@ -104,3 +127,12 @@ class DistillStage(Stage):
             seed=context.seed,
             progress=context.progress,
         )
+
+
+def _made_for(stage: Stage | None) -> str | None:
+    """The kind of Megatron directory that a stage makes; None where it makes none that is known."""
+    if isinstance(stage, ImportCheckpointStage):
+        return stage.directory
+    if isinstance(stage, DistillStage) and isinstance(stage.engine, MegatronEngine):
+        return stage.engine.directory
+    return None

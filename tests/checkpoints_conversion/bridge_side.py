@@ -1,6 +1,7 @@
 """Makes `bridge_keys.json`: real Megatron-Bridge imports the models of `known_models`, and what it wrote is listed.
 
-    PYTHONPATH=. python tests/checkpoints_conversion/bridge_side.py > tests/checkpoints_conversion/bridge_keys.json
+    cd tests/checkpoints_conversion
+    PYTHONPATH=../..:.. python bridge_side.py > bridge_keys.json
 
 Run by hand, with a Python that has torch 2.13.0, transformers 4.57.6, and, installed with --no-deps,
 megatron-bridge 0.3.1, megatron-core 0.16.1, nvidia-modelopt 0.37.0 and nvidia-resiliency-ext 0.4.1 with what they
@@ -9,19 +10,17 @@ so megatron-core's wrappers, which choose the keys, are the real ones.
 """
 
 import contextlib
-import importlib.abc
-import importlib.machinery
 import json
 import re
 import socket
 import sys
 import tempfile
-import types
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from stand_ins import StandIns
 from torch import nn
 
 MADE_BY = (
@@ -32,50 +31,6 @@ MADE_BY = (
 )
 LEFT_OUT = ("hf_model_id", "make_vocab_size_divisible_by")
 """A path, and a field without effect where the vocabulary is not padded."""
-
-
-class _Anything(type):
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _anything(name)
-
-    def __or__(cls, other: Any) -> Any:
-        return cls
-
-    __ror__ = __or__
-
-
-def _anything(name: str) -> Any:
-    return _Anything(name, (), {"__init__": lambda *_, **__: None})
-
-
-class _Module(types.ModuleType):
-    __version__ = "2.10.0"
-    __path__: tuple[str, ...] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        setattr(self, name, _anything(name))
-        return getattr(self, name)
-
-
-class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Packages that import as modules of which every name is a class that takes anything."""
-
-    def __init__(self, *packages: str):
-        self.packages = packages
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        wanted = name.partition(".")[0] in self.packages
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if wanted else None
-
-    def create_module(self, spec: Any) -> Any:
-        return _Module(spec.name)
-
-    def exec_module(self, module: Any) -> None:
-        pass
 
 
 class State(nn.Module):

@@ -1,9 +1,12 @@
-"""The shapes of released models, as their config.json has them, and NeMo directories of them without weights."""
+"""The shapes of released models, as their config.json has them, and directories of them for NeMo and Bridge, without
+weights.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from checkpoints_conversion.directories.bridge import BRIDGE
 from checkpoints_conversion.directories.directory import Imported
 from checkpoints_conversion.directories.nemo import NEMO
 from checkpoints_conversion.families import family_of
@@ -18,7 +21,9 @@ def _shape(
 ) -> dict[str, Any]:
     return {
         "model_type": family,
-        "architectures": [{"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family] + "ForCausalLM"],
+        "architectures": [
+            {"qwen2": "Qwen2", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe", "llama": "Llama"}[family] + "ForCausalLM"
+        ],
         "hidden_act": "silu",
         "num_hidden_layers": layers,
         "hidden_size": hidden,
@@ -43,6 +48,8 @@ def _llama(layers: int, hidden: int, ffn: int, heads: int, tied: bool, factor: f
 
 QWEN3 = {"head_dim": 128, "max_position_embeddings": 40_960}
 
+EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True}
+
 SHAPES: dict[str, tuple[dict[str, Any], str | None]] = {
     "Qwen2.5-0.5B": (_shape("qwen2", 24, 896, 4864, 14, 2, 151_936, True), "qwen25_500m"),
     "Qwen2.5-1.5B": (_shape("qwen2", 28, 1536, 8960, 12, 2, 151_936, True), "qwen25_1p5b"),
@@ -60,6 +67,7 @@ SHAPES: dict[str, tuple[dict[str, Any], str | None]] = {
     "Qwen3-8B": (_shape("qwen3", 36, 4096, 12_288, 32, 8, 151_936, False, **QWEN3), "qwen3_8b"),
     "Qwen3-14B": (_shape("qwen3", 40, 5120, 17_408, 40, 8, 151_936, False, **QWEN3), "qwen3_14b"),
     "Qwen3-32B": (_shape("qwen3", 64, 5120, 25_600, 64, 8, 151_936, False, **QWEN3), "qwen3_32b"),
+    "Qwen3-30B-A3B": (_shape("qwen3_moe", 48, 2048, 6144, 32, 4, 151_936, False, **QWEN3, **EXPERTS), "qwen3_30b_a3b"),
     "Llama-3-8B": (
         _shape("llama", 32, 4096, 14_336, 32, 8, 128_256, False, rope_theta=500_000.0, max_position_embeddings=8192),
         "llama3_8b",
@@ -73,18 +81,28 @@ SHAPES: dict[str, tuple[dict[str, Any], str | None]] = {
 """By name: config.json, and NeMo's own recipe for the shape; None where nemo_toolkit 2.7.3 has none."""
 
 
-def write_config(name: str, directory: Path) -> Path:
+def write_config(name: str, directory: Path, **changes: Any) -> Path:
     """A directory with nothing but the config.json of a released model."""
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(SHAPES[name][0]))
+    (directory / "config.json").write_text(json.dumps(SHAPES[name][0] | changes))
     return directory
 
 
 def nemo_directory(name: str, root: Path, vocabulary_multiple: int = 128) -> Path:
     """What import_checkpoint writes for a model beside its weights, which are left out."""
-    model = write_config(name, root / name / "hf")
+    NEMO.write(root / name / "nemo", _imported(name, root / name / "hf", vocabulary_multiple))
+    return root / name / "nemo"
+
+
+def bridge_directory(name: str, root: Path, vocabulary_multiple: int = 1) -> Path:
+    """The same for Megatron-Bridge."""
+    (root / name / "bridge" / BRIDGE.weights).mkdir(parents=True)
+    BRIDGE.write(root / name / "bridge", _imported(name, root / name / "hf", vocabulary_multiple))
+    return root / name / "bridge"
+
+
+def _imported(name: str, model: Path, vocabulary_multiple: int) -> Imported:
+    write_config(name, model)
     spec = read_spec(model / "config.json")
     opened = HuggingFace(model, spec, family_of(spec, model / "config.json"), {}, ())
-    padded = spec.padded_vocabulary(vocabulary_multiple)
-    NEMO.write(root / name / "nemo", Imported(opened, "bfloat16", vocabulary_multiple, padded))
-    return root / name / "nemo"
+    return Imported(opened, "bfloat16", vocabulary_multiple, spec.padded_vocabulary(vocabulary_multiple))

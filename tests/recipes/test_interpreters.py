@@ -35,6 +35,8 @@ def test_an_environment_of_its_own_is_named_or_made_by_make(tmp_path: Path, monk
     made.touch()
     assert interpreter("nemo", {}) == str(made)
     assert interpreter("nemo", {"REASONFORGE_NEMO_PYTHON": "/other/python"}) == "/other/python"
+    assert interpreter("bridge", {"REASONFORGE_NEMO_PYTHON": "/other/python"}) == sys.executable
+    assert interpreter("bridge", {"REASONFORGE_BRIDGE_PYTHON": "/third/python"}) == "/third/python"
 
 
 def test_another_python_finds_the_source_tree_but_no_installed_packages(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from known_shapes import SHAPES, nemo_directory
+from megatron_variants import RECIPE_NAMES, SHIPPED, VARIANTS, options_of, transformer_engine_mismatches
 from nemo_place import ROOT, nemo_environment, nemo_python
 
 from recipes.engines.nemo.configuration import NEMO_KEYS
@@ -21,77 +22,6 @@ from recipes.stages.distill import DistillStage
 pytestmark = pytest.mark.xdist_group("nemo")
 
 HERE = Path(__file__).parent
-SHIPPED = {
-    "distill-qwen2.5-7b-2n8g": "Qwen2.5-7B",
-    "distill-qwen3-8b-2n8g-fp8": "Qwen3-8B",
-    "distill-llama3.1-8b-2n8g": "Llama-3.1-8B",
-    "distill-llama3.1-70b-8n8g": "Llama-3.1-70B",
-    "distill-qwen2.5-1.5b-1n1g": "Qwen2.5-1.5B",
-}
-FP8 = {"format": "e4m3", "fp8_parameters": False, "gradients_fp32": False}
-SOME_BF16 = {"first_layers_bf16": 2, "last_layers_bf16": 3}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "optimizer": {
-        "learning_rate": 3e-4, "min_learning_rate_ratio": 0.25, "warmup_steps": 7, "adam_beta1": 0.8,
-        "adam_beta2": 0.97, "adam_epsilon": 1e-6, "weight_decay": 0.05, "max_grad_norm": 0.3,
-        "distributed_optimizer": False, "sequence_length": 512,
-    },
-    "layout": {
-        "parallelism": {
-            "tensor": 2, "pipeline": 4, "virtual_pipeline": 3, "context": 2, "expert": 2, "expert_tensor": 1,
-            "sequence_parallel": True,
-        },
-        "sequence_length": 64,
-        "overlap": {"tensor_parallel": True, "pipeline": False},
-        "precision": {"type": "bf16", "gradients_fp32": False},
-    },
-    "no overlap": {
-        "overlap": {"gradients": False, "parameters": False},
-        "parallelism": {"pipeline": 2},
-        "recompute": {"type": "selective", "modules": ["mlp", "layernorm"]},
-    },
-    "interleaved": {
-        "parallelism": {"pipeline": 2, "virtual_pipeline": 2},
-        "overlap": {"pipeline": True},
-        "recompute": {"type": "full", "method": "block", "layers": 3},
-    },
-    "kernels": {
-        "attention_backend": "flash",
-        "fusions": {
-            "rope": False, "bias_activation": False, "bias_dropout": True, "softmax": False, "norm": True,
-            "cross_entropy": False, "gradient_accumulation": False,
-        },
-    },
-    "local": {"layer_spec": "local", "precision": {"type": "fp32"}},
-    "fp8-delayed": {
-        "precision": {
-            "type": "fp8-delayed", **FP8, "margin": 2, "amax_history": 64, "amax_algorithm": "most_recent",
-            "attention": True, "multi_head_attention": True,
-        },
-        "attention_backend": "fused",
-    },
-    "fp8-current": {"precision": {"type": "fp8-current", **FP8, **SOME_BF16, "attention": True}},
-    "fp8-current, all layers": {
-        "precision": {"type": "fp8-current", "first_layers_bf16": 0, "last_layers_bf16": 0},
-    },
-    "fp8-blockwise": {"precision": {"type": "fp8-blockwise", "format": "e4m3", "fp8_parameters": True, **SOME_BF16}},
-    "mxfp8": {"precision": {"type": "mxfp8", "format": "hybrid", **SOME_BF16}},
-    "mxfp8, bf16 weights": {"precision": {"type": "mxfp8", "fp8_parameters": False}},
-    "adapters": {"lora": {"rank": 8, "alpha": 64, "dropout": 0.25, "targets": ["linear_qkv", "linear_fc2"]}},
-    "rhythm": {
-        "asynchronous_save": False, "fully_reshardable": True, "validate_every": 20, "validation_batches": 3,
-        "log_every": 4,
-        "profile": {"type": "nsys", "first_step": 2, "last_step": 5, "ranks": [1, 3], "shapes": True},
-    },
-    "traced": {"profile": {"type": "torch", "first_step": 2, "last_step": 5}},
-    "distilled": {"distillation": {"temperature": 2.0, "next_token_loss": True, "scale": 0.5}, "steps": 30},
-}  # fmt: skip
-"""Engines that together give every option a value that is neither ours nor NeMo's default."""
-
-RECIPE_NAMES = {
-    "fp8-delayed": "delayed", "fp8-current": "tensorwise", "fp8-blockwise": "blockwise", "mxfp8": "mxfp8",
-}  # fmt: skip
 PLUGIN_PRECISION = {"fp32": "32"}
 
 
@@ -141,14 +71,6 @@ def run(script: str, job: dict[str, Any], root: Path) -> dict[str, Any]:
     return found
 
 
-def options_of(engine: NeMoEngine) -> dict[str, Any]:
-    """The options by their paths in the table."""
-    found: dict[str, Any] = {}
-    for name, value in engine.model_dump(mode="json").items():
-        found |= {f"{name}.{key}": it for key, it in value.items()} if isinstance(value, dict) else {name: value}
-    return found
-
-
 def expected(option: str, key: str, engine: NeMoEngine) -> Any:
     """What NeMo must be given for an option; the option itself where nothing is said here."""
     precision, layout, overlap = engine.precision, engine.parallelism, engine.overlap
@@ -177,6 +99,8 @@ def expected(option: str, key: str, engine: NeMoEngine) -> Any:
         own = {"nsys": "NsysCallback", "torch": "PytorchProfilerCallback"}[engine.profile.type]
         if option.startswith("profile.") and f".{own}." not in key:
             return None
+        if option == "profile.last_step":
+            return engine.profile.last_step + 1
     return said[key] if key in said else options_of(engine)[option]
 
 
@@ -266,42 +190,11 @@ def transformer_engine(nemo: dict[str, Any], tmp_path_factory: pytest.TempPathFa
     return run("fp8_side.py", job, tmp_path_factory.mktemp("fp8"))
 
 
-RECIPES = {
-    "fp8-delayed": "DelayedScaling",
-    "fp8-current": "Float8CurrentScaling",
-    "fp8-blockwise": "Float8BlockScaling",
-    "mxfp8": "MXFP8BlockScaling",
-}
-
-
 @pytest.mark.parametrize("name", IN_FP8)
 def test_fp8_reaches_transformer_engine(name: str, nemo: dict[str, Any], transformer_engine: dict[str, Any]) -> None:
     engine = engine_of(name) if name in VARIANTS else shipped_engine(name)
     precision = engine.precision.model_dump()
-    found = transformer_engine[name]
-    first, last = precision.get("first_layers_bf16", 0), precision.get("last_layers_bf16", 0)
-    in_bf16 = [layer for layer in range(8) if layer < first or layer >= 8 - last]
-    assert [int(layer) for layer, context in found["layers"].items() if context is None] == in_bf16
-    taken: dict[str, Any] = {"fp8_format": precision["format"].upper()}
-    if engine.precision.type in ("fp8-delayed", "fp8-current"):
-        taken["fp8_dpa"] = precision["attention"]
-    if engine.precision.type == "fp8-delayed":
-        taken |= {
-            "margin": precision["margin"],
-            "amax_history_len": precision["amax_history"],
-            "amax_compute_algo": precision["amax_algorithm"],
-            "fp8_mha": precision["multi_head_attention"],
-        }
-    for context in filter(None, found["layers"].values()):
-        assert (context["function"], context["arguments"]["enabled"]) == ("fp8_autocast", True)
-        assert context["recipe"] == RECIPES[engine.precision.type]
-        assert context["taken"] == taken
-        # of what would be dropped, nothing is an option of ours
-        assert set(context["dropped"]) <= {"device", "params_dtype", "override_linear_precision"}
-    assert (found["init"] is not None) == precision["fp8_parameters"]
-    if found["init"] is not None:
-        assert found["init"]["function"] == "fp8_model_init"
-        assert found["init"]["recipe"] == RECIPES[engine.precision.type]
+    assert transformer_engine_mismatches(precision, transformer_engine[name]) == []
     made = nemo["trainings"][name]["fp8"]
     assert made["ddp"]["fp8_param_gather"] == precision["fp8_parameters"]
     assert made["optimizer"]["fp8_recipe"] == made["model"]["fp8_recipe"] == RECIPE_NAMES[engine.precision.type]

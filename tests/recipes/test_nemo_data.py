@@ -1,4 +1,4 @@
-"""The batches of the `nemo` engine: which rows, in which order, padded or packed how far. No NeMo is needed for it."""
+"""The batches of the engines on Megatron-core: which rows, in which order, padded or packed how far."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonforge.errors import RequestError
-from recipes.engines.nemo.data import Batches, collate, last_step, training_batches, validation_batches
+from recipes.engines.megatron.batches import Batches, collate, last_step, training_batches, validation_batches
+from recipes.engines.megatron.rows import Order, Rows, map_rows, unfold
 from recipes.engines.nemo.options import NeMoEngine
-from recipes.engines.nemo.rows import Order, Rows, map_rows, unfold
 
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("completion_mask", pa.list_(pa.int8())), ("id", pa.string())])
 

@@ -1,7 +1,8 @@
 """The stage `distill` with the `nemo` engine, as real processes of the real NeMo on the CPU: killed, told to stop,
-resumed, and shared by two processes.
+resumed, and shared by two processes in every way that the CPU can: tensors, layers, batches.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -16,9 +17,10 @@ import pytest
 import torch
 from desk import QUIET, until
 from nemo_place import ROOT, nemo_python, start_nemo
-from nemo_runs import OPTIONS, build_model, load, metrics
+from nemo_runs import OPTIONS, SHAPE, load, metrics, traces
 
 from reasonforge import artifacts
+from recipes.engines.scratch import TinyModel
 from recipes.interruption import EXIT_INTERRUPTED
 from recipes.recipe import Recipe, save_resolved
 from recipes.run_directory import RunDirectory
@@ -93,8 +95,9 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     nemo_python()
     root = tmp_path_factory.mktemp("nemo-stage")
-    build_model(root, "qwen2", "qwen2", seed=0)
-    return Place(root, root / "hf/qwen2")
+    turns = [(row["prompt"], row["response"]) for row in traces(100)]
+    TinyModel(**{**SHAPE, "layers": 4}).build(turns, root / "model", seed=0)  # for two stages of two chunks each
+    return Place(root, root / "model")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,18 @@ def test_the_result_goes_home_to_hugging_face(whole: RunDirectory) -> None:
     losses = metrics(whole.stage("distill"))
     assert len(losses) == STEPS
     assert losses[-1] < losses[0] / 2
+
+
+def test_what_is_logged_and_profiled_is_kept(place: Place) -> None:
+    profile = {"type": "torch", "first_step": 3, "last_step": 4}
+    run = place.run("recorded", steps=8, log_to=["tensorboard", "wandb"], profile=profile)
+    assert place.start(run, WANDB_MODE="offline").wait() == 0, place.log(run).read_text()[-6000:]
+    out = run.stage("distill")
+    artifacts.verify(out)
+    assert len(list(out.glob("tensorboard/events.*"))) == 1
+    assert [path.stat().st_size > 1000 for path in out.glob("wandb/offline-run-*/run-*.wandb")] == [True]
+    (trace,) = out.glob("profile/device/*.json")
+    assert any(event.get("name") == "aten::mm" for event in json.loads(trace.read_text())["traceEvents"])
 
 
 def test_stopped_killed_and_torn_it_ends_as_if_nothing_had_been(place: Place, whole: RunDirectory) -> None:
@@ -188,15 +203,41 @@ def test_two_processes_share_every_matrix(place: Place, whole: RunDirectory) -> 
     assert events(run) == ["stage_started", "stage_finished"]
 
 
-def test_one_of_two_is_told_to_stop_and_one_is_killed(place: Place, whole: RunDirectory) -> None:
-    """A signal to either stops both, with the same exit code; the death of one ends the other by itself."""
-    run = place.run("halves", micro_batch_size=4)
+@pytest.mark.parametrize("chunks", [None, 2], ids=["a-part", "parts-in-turns"])
+def test_two_processes_share_the_layers(chunks: int | None, place: Place, whole: RunDirectory) -> None:
+    """Pipeline parallelism of 2, plain and interleaved, four micro-batches in flight: the losses and gradients of one
+    process, though only the last stage knows the loss, and its model, though both hold the tied embedding."""
+    layout = {"pipeline": 2, "virtual_pipeline": chunks}
+    run = place.run(f"layers-{chunks}", parallelism=layout, micro_batch_size=2)
     both = place.start_two(run)
-    until(lambda: steps_done(run) >= 5 or both[0].poll() is not None)
+    assert [process.wait() for process in both] == [0, 0], place.log(run).read_text()[-6000:]
+    published = artifacts.verify(run.stage("distill")).path
+    losses, norms = ((metrics(whole.stage("distill"), key), metrics(published, key)) for key in ("loss", "grad_norm"))
+    assert len(losses[1]) == STEPS
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-4
+    assert max(abs(a / b - 1) for a, b in zip(*norms, strict=True)) < 1e-3
+    run_stage(run, "export")
+    pairs = zip(load(whole.stage("export")).parameters(), load(run.stage("export")).parameters(), strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-3
+
+
+def test_processes_come_and_go(place: Place, whole: RunDirectory) -> None:
+    """Begun by one process, resumed by two that share the batches, finished by one: the optimizer's state goes along.
+    A signal to either of two stops both, with the same exit code; the death of one ends the other by itself."""
+    run = place.run("halves", micro_batch_size=4)
+    alone = place.start(run)
+    until(lambda: steps_done(run) >= 5 or alone.poll() is not None)
+    alone.send_signal(signal.SIGTERM)
+    assert alone.wait() == EXIT_INTERRUPTED, place.log(run).read_text()[-6000:]
+    begun = checkpoints(run)[-1]
+
+    both = place.start_two(run)
+    until(lambda: steps_done(run) >= begun + 5 or both[0].poll() is not None)
     both[1].send_signal(signal.SIGUSR2)
     assert [process.wait() for process in both] == [EXIT_INTERRUPTED] * 2, place.log(run).read_text()[-6000:]
-    assert events(run) == ["stage_started", "stage_interrupted"]
+    assert events(run) == ["stage_started", "stage_interrupted"] * 2
     stopped = checkpoints(run)[-1]
+    assert stopped >= begun + 5
 
     both = place.start_two(run)
     until(lambda: steps_done(run) >= stopped + 5 or both[0].poll() is not None)

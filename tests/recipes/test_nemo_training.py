@@ -1,6 +1,6 @@
 """The `nemo` engine trains in the real nemo_toolkit as plain transformers does: losses side by side, on the CPU.
 
-One process of NeMo does all trainings (nemo_training_side.py), for importing it takes most of the time.
+One process of NeMo does all trainings (training_side.py), for importing it takes most of the time.
 """
 
 import json
@@ -26,7 +26,7 @@ from nemo_runs import (
 )
 
 from reasonforge.files import read_jsonl
-from recipes.engines.nemo.data import Batches, last_step, training_batches
+from recipes.engines.megatron.batches import Batches, last_step, training_batches
 from recipes.engines.nemo.options import NeMoEngine
 
 pytestmark = pytest.mark.xdist_group("nemo")
@@ -98,7 +98,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     ]
     (root / "job.json").write_text(json.dumps(jobs))
     log = root / "nemo.log"
-    process = start_nemo(root, log, SIDE, root / "job.json", NEMO_CPU_MORE="without_te")
+    process = start_nemo(root, log, SIDE, root / "job.json", WITHOUT_CUDA_MORE="without_te")
     assert process.wait() == 0, log.read_text()[-6000:]
     return Trained(root)
 

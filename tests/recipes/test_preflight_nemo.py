@@ -1,4 +1,6 @@
-"""The `nemo` engine's layouts and memory, before anything is queued: what is refused, and that the remedies work."""
+"""The layouts and memory of the engines on Megatron-core, before anything is queued: what is refused, and that the
+remedies work.
+"""
 
 import json
 from pathlib import Path
@@ -27,6 +29,8 @@ SHIPPED = {
     "distill-qwen2.5-1.5b-1n1g": "Qwen2.5-1.5B",
 }
 SEVEN = "distill-qwen2.5-7b-2n8g"
+TWIN = ("distill.engine.type=megatron_bridge", "import.directory=bridge")
+"""What makes a recipe of NeMo one of Megatron-Bridge."""
 GPU = 79.1
 
 
@@ -54,6 +58,32 @@ def test_a_shipped_layout_is_sound_and_leaves_room_for_the_estimates_error(name:
     assert found.gpu is not None
     assert not found.gpu.tight
     assert found.remedy == ""
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_its_twin_of_megatron_bridge_takes_as_much(name: str, tmp_path: Path) -> None:
+    found, nemo = need(shipped(name, tmp_path, *TWIN)), need(shipped(name, tmp_path))
+    assert found.problems == ()
+    assert found.gpu is not None
+    assert nemo.gpu is not None
+    assert found.gpu.total == nemo.gpu.total
+
+
+def test_bridges_megatron_core_takes_more_gpus_than_kv_heads(tmp_path: Path) -> None:
+    four = "distill.engine.parallelism={tensor: 4, sequence_parallel: true}"
+    one = ("distill-qwen2.5-1.5b-1n1g", tmp_path, four, "distill.resources.gpus_per_node=4")
+    (line,) = said(need(shipped(*one)))
+    assert line.startswith("engine.parallelism.tensor, model.groups: found 4 for 2 KV heads")
+    assert said(need(shipped(*one, *TWIN))) == []
+
+
+def test_bridge_pads_no_vocabulary_unless_it_is_told_to(tmp_path: Path) -> None:
+    write_config("Qwen2.5-7B", tmp_path / "model", vocab_size=152_001)
+    changes = (*TWIN, "distill.engine.parallelism={tensor: 4}")
+    (line,) = said(need(shipped(SEVEN, tmp_path, *changes)))
+    assert line.startswith("engine.parallelism.tensor, model.vocabulary: found 4 for an embedding of 152001 rows")
+    assert line.endswith("set pad_vocabulary: 4 in the import_checkpoint stage")
+    assert said(need(shipped(SEVEN, tmp_path, *changes, "import.pad_vocabulary=4"))) == []
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -107,7 +137,6 @@ def test_what_does_not_fit_gets_the_nearest_layouts_that_do(tmp_path: Path) -> N
 
 
 OWN: dict[str, tuple[list[str], str]] = {
-    "directory": (["import.directory=bridge"], "inputs.model: found an import_checkpoint whose directory is bridge"),
     "rows": (
         ["tokenize.max_tokens=20000"],
         "engine.sequence_length: found 16384 tokens for rows of up to 20000; a row that is longer would end the "
@@ -200,6 +229,8 @@ def test_an_image_whose_tag_does_not_fit_is_refused_and_a_missing_model_named(tm
     plan = make_cluster_plan(recipe, site, Path("/runs/x"), "/opt/python")
     (problem,) = site_problems(recipe, site, plan)
     assert str(problem).startswith(f"stages.distill: image {image}: nemo_toolkit 2.7.0 cannot train with megatron-core")
+    twin = load_recipe(RECIPES / f"{SEVEN}.yaml", [f"stages.{change}" for change in TWIN])
+    assert list(site_problems(twin, site, make_cluster_plan(twin, site, Path("/runs/x"), "/opt/python"))) == []
     (missing,) = [str(it) for it in file_problems(recipe, site, plan) if "stages.base" in str(it)]
     assert missing.startswith("stages.base.source.path: models/Qwen2.5-7B-Instruct/config.json: no such file")
 

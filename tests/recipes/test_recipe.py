@@ -109,6 +109,19 @@ def test_an_engine_takes_and_makes_checkpoints_of_its_kind(tmp_path: Path) -> No
         "model": "megatron_checkpoint", "tokens": "tokens", "teacher": "megatron_checkpoint",
     }  # fmt: skip
     assert make_plan(recipe)["stages"][-1]["environment"] == "nemo"
+    assert refusal(written(tmp_path, **before, into={**imported, "directory": "bridge"}, trained=nemo)).endswith(
+        ": inputs.model is into, which makes directories of kind bridge, but engine nemo takes those of kind nemo; "
+        "set directory: nemo there"
+    )
+    again = {**distill("megatron_bridge", model="trained"), "inputs": {"tokens": "tokens", "model": "trained"}}
+    assert refusal(written(tmp_path, **before, into=imported, trained=nemo, again=again)).endswith(
+        ": inputs.model is trained, which makes directories of kind nemo, but engine megatron_bridge takes those of "
+        "kind bridge; take engine megatron_bridge there too"
+    )
+    successor = {**nemo, "engine": {**nemo["engine"], "type": "megatron_bridge"}}
+    bridge = {**imported, "directory": "bridge"}
+    stage = load_recipe(written(tmp_path, **before, into=bridge, trained=successor)).stages["trained"]
+    assert (stage.kind, stage.parallel, stage.environment) == ("megatron_checkpoint", True, "bridge")
     plain = load_recipe(written(tmp_path, **before, trained=distill("trl", model="base"))).stages["trained"]
     assert (plain.kind, plain.parallel, plain.environment) == ("hf_checkpoint", False, None)
 

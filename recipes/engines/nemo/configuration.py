@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from reasonforge.errors import RequestError
+from recipes.engines.megatron.options import LogitDistillation, NsysProfile
+from recipes.engines.megatron.precision import BF16, FP32, MXFP8, FP8Blockwise, FP8Current, FP8Delayed
 from recipes.engines.nemo import models
-from recipes.engines.nemo.options import LogitDistillation, NeMoEngine, NsysProfile
-from recipes.engines.nemo.precision import BF16, FP32, MXFP8, FP8Blockwise, FP8Current, FP8Delayed
+from recipes.engines.nemo.options import NeMoEngine
 
 _DDP, _OPTIMIZER = "trainer.strategy.ddp", "optim.config"
 _OVERLAP = "trainer.callbacks.MegatronCommOverlapCallback"
 _PROFILES = ("trainer.callbacks.NsysCallback", "trainer.callbacks.PytorchProfilerCallback")
 _DATA = "recipes.engines.nemo.data"
+_BATCHES = "recipes.engines.megatron.batches"
 _CALLBACKS = "recipes.engines.nemo.callbacks"
-_TRAINING = "recipes.engines.nemo.training"
+_TRAINING = "recipes.engines.megatron.training"
 
 NEMO_KEYS: dict[str, tuple[str, ...]] = {
     "steps": ("trainer.max_steps", "optim.lr_scheduler.max_steps"),
-    "tokens": (_DATA,),
-    "batch_size": (_DATA,),
+    "tokens": (_BATCHES,),
+    "batch_size": (_BATCHES,),
     "micro_batch_size": (_DATA,),
     "sequence_length": ("model.config.seq_length",),
-    "packed": (_DATA,),
+    "packed": (_BATCHES,),
     "learning_rate": (f"{_OPTIMIZER}.lr",),
     "min_learning_rate_ratio": ("optim.lr_scheduler.min_lr",),
     "warmup_steps": ("optim.lr_scheduler.warmup_steps",),
@@ -130,6 +132,9 @@ def training_recipe(
         )
     base = models.recipe_of(model, nodes=nodes, gpus_per_node=max(gpus_per_node, 1), lora=engine.lora is not None)
     models.apply_options(base.model, engine, data)
+    if engine.layer_spec == "local":  # the callback that sets it for others asks the GPU what it is
+        base.model.config.overlap_p2p_comm = engine.overlap_pipeline
+        base.model.config.batch_p2p_comm = not engine.overlap_pipeline
     if teacher is not None and engine.distillation is not None:
         base = _with_teacher(base, engine, engine.distillation, model, teacher, data)
     _set_trainer(base.trainer, engine, nodes, max(gpus_per_node, 1), scratch)
@@ -231,21 +236,12 @@ def _set_strategy(strategy: Any, engine: NeMoEngine) -> None:
     strategy.ddp = nemo_run.Config(
         DistributedDataParallelConfig,
         check_for_nan_in_grad=False,  # our callbacks look themselves, and name the rows
-        grad_reduce_in_fp32=_gradients_fp32(engine),
+        grad_reduce_in_fp32=engine.gradients_fp32,
         use_distributed_optimizer=engine.distributed_optimizer,
         overlap_grad_reduce=engine.overlap.gradients,
-        overlap_param_gather=_overlap_parameters(engine),
+        overlap_param_gather=engine.overlap_parameters,
         average_in_collective=False,  # each token of the batch weighs the same: see models.apply_options
     )
-
-
-def _gradients_fp32(engine: NeMoEngine) -> bool:
-    return not isinstance(engine.precision, BF16) or engine.precision.gradients_fp32
-
-
-def _overlap_parameters(engine: NeMoEngine) -> bool:
-    asked = engine.overlap.parameters
-    return engine.overlap.gradients and engine.distributed_optimizer if asked is None else asked
 
 
 def _precision(engine: NeMoEngine) -> Any:
@@ -312,21 +308,20 @@ def _callbacks(engine: NeMoEngine, scratch: Path) -> Any:
 
     overlap, layout = engine.overlap, engine.parallelism
     if engine.layer_spec == "te":
-        pipeline = layout.virtual_pipeline is not None if overlap.pipeline is None else overlap.pipeline
         yield nemo_run.Config(
             MegatronCommOverlapCallback,
             tp_comm_overlap=overlap.tensor_parallel,
-            overlap_p2p_comm=pipeline,
-            batch_p2p_comm=layout.pipeline > 1 and not pipeline,
+            overlap_p2p_comm=engine.overlap_pipeline,
+            batch_p2p_comm=layout.pipeline > 1 and not engine.overlap_pipeline,
             overlap_grad_reduce=overlap.gradients,
-            overlap_param_gather=_overlap_parameters(engine),
+            overlap_param_gather=engine.overlap_parameters,
         )
-    profile = engine.profile
+    profile = engine.profile  # NeMo looks at the end of a step, when it is counted already
     if isinstance(profile, NsysProfile):
         yield nemo_run.Config(
             NsysCallback,
             start_step=profile.first_step,
-            end_step=profile.last_step,
+            end_step=profile.last_step + 1,
             ranks=list(profile.ranks),
             gen_shape=profile.shapes,
         )
@@ -336,7 +331,7 @@ def _callbacks(engine: NeMoEngine, scratch: Path) -> Any:
         yield nemo_run.Config(
             PytorchProfilerCallback,
             start_step=profile.first_step,
-            end_step=profile.last_step,
+            end_step=profile.last_step + 1,
             active_steps=profile.last_step - profile.first_step + 1,
             trace_dir=str(traces),
         )

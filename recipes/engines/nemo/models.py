@@ -6,9 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from recipes.engines.megatron.options import FUSIONS
+from recipes.engines.megatron.precision import recompute_fields
 from recipes.engines.nemo.options import NeMoEngine
-from recipes.engines.nemo.precision import RecomputeFull
-from recipes.engines.nemo.precision import RecomputeSelective as Selective
 
 RECIPES = (
     *("qwen25_500m", "qwen25_1p5b", "qwen25_7b", "qwen25_14b", "qwen25_32b", "qwen25_72b"),
@@ -32,16 +32,6 @@ _SHAPE = (
 )
 """What two configurations must agree in to be of one model. Vocabulary and tied weights are the checkpoint's: NeMo's
 recipes of Qwen2.5's small models have untied ones, which the released models have not."""
-
-_FUSIONS = {
-    "rope": "apply_rope_fusion",
-    "bias_activation": "bias_activation_fusion",
-    "bias_dropout": "bias_dropout_fusion",
-    "softmax": "masked_softmax_fusion",
-    "norm": "persist_layer_norm",
-    "cross_entropy": "cross_entropy_loss_fusion",
-    "gradient_accumulation": "gradient_accumulation_fusion",
-}
 
 
 def recipe_of(model: Path, *, nodes: int, gpus_per_node: int, lora: bool) -> Any:
@@ -132,20 +122,9 @@ def apply_options(model: Any, engine: NeMoEngine, data: Any, trained: bool = Tru
     length = engine.sequence_length or getattr(data, "seq_length", None)
     if length is not None:
         config.seq_length = length
-    for name, field in _FUSIONS.items():
+    for name, field in FUSIONS.items():
         asked = getattr(engine.fusions, name)
         if asked is not None or local:
             setattr(config, field, bool(asked))
-    for key, value in (recompute_fields(engine) if trained else {}).items():
+    for key, value in (recompute_fields(engine.recompute) if trained else {}).items():
         setattr(config, key, value)
-
-
-def recompute_fields(engine: NeMoEngine) -> dict[str, Any]:
-    """megatron-core's four fields of recomputation."""
-    found = engine.recompute
-    return {
-        "recompute_granularity": None if found.type == "none" else found.type,
-        "recompute_modules": list(found.modules) if isinstance(found, Selective) else None,
-        "recompute_method": found.method if isinstance(found, RecomputeFull) else None,
-        "recompute_num_layers": found.layers if isinstance(found, RecomputeFull) else None,
-    }

@@ -1,8 +1,9 @@
 """Floating-point operations of a training step, and what a GPU can do in a second: model FLOPs utilisation (MFU).
 
-Our own formula, for NeMo's callback knows released models by name only. It is that of Narayanan et al. 2021 (arXiv
-2104.04473, appendix) with grouped queries and a gated MLP, each matrix product counted 2 for a multiplication and an
-addition, the backward pass twice the forward pass, a causal attention half, and no recomputation.
+Our own formula, for NeMo's callback knows released models by name only, and Bridge counts padding. It is that of
+Narayanan et al. 2021 (arXiv 2104.04473, appendix) with grouped queries and a gated MLP, each matrix product counted 2
+for a multiplication and an addition, the backward pass twice the forward pass, a causal attention half, and no
+recomputation.
 """
 
 from collections.abc import Iterable
@@ -17,7 +18,8 @@ def step_flops(config: Any, lengths: Iterable[int]) -> float:
     """Floating-point operations of a training step on sequences of some lengths, padding not counted.
 
     Args:
-        config: megatron-core's TransformerConfig as NeMo extends it (GPTConfig), of a dense model.
+        config: megatron-core's TransformerConfig as NeMo (GPTConfig) or Bridge (GPTModelProvider) has it, of a dense
+            model.
     """
     hidden, layers = config.hidden_size, config.num_layers
     width = config.kv_channels or hidden // config.num_attention_heads

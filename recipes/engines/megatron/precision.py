@@ -1,7 +1,8 @@
-"""What the `nemo` engine computes in, and what it keeps of the forward pass: two choices of its options.
+"""What an engine on Megatron-core computes in, and what it keeps of the forward pass: two choices of its options.
 
 The names of the precisions are those of `recipes.preflight.parallelism.Precision`, so that preflight judges them as
-they are. FP8 is Transformer Engine's: `configuration` puts these fields into NeMo's MegatronMixedPrecision.
+they are. FP8 is Transformer Engine's: each engine's `configuration` puts these fields into NeMo's
+MegatronMixedPrecision or Bridge's MixedPrecisionConfig, which has the same recipes as NeMo.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -22,7 +23,7 @@ class BF16(Strict):
 
     type: Literal["bf16"] = "bf16"
     gradients_fp32: bool = True
-    """Whether gradients are summed over micro-batches and GPUs in 32 bits (`grad_reduce_in_fp32`); NeMo's default."""
+    """Whether gradients are summed over micro-batches and GPUs in 32 bits (`grad_reduce_in_fp32`); both's default."""
 
 
 class _FP8(BF16):
@@ -33,7 +34,7 @@ class _FP8(BF16):
     al. 2022, arXiv 2209.05433, section 3."""
     fp8_parameters: bool = True
     """Whether the matrices are kept in FP8 beside the optimizer's fp32 copy, and gathered so (`fp8_param_gather`,
-    which NeMo copies into `fp8_param`)."""
+    which both copy into `fp8_param`)."""
 
 
 class _Scaled(_FP8):
@@ -152,3 +153,14 @@ Recompute = Annotated[KeepAll | RecomputeSelective | RecomputeFull, Operational(
 def is_fp8(precision: Any) -> bool:
     """Whether Transformer Engine computes the linear layers in 8 bits."""
     return isinstance(precision, _FP8)
+
+
+def recompute_fields(recompute: Any) -> dict[str, Any]:
+    """megatron-core's four fields of recomputation."""
+    chosen = recompute if isinstance(recompute, RecomputeFull) else None
+    return {
+        "recompute_granularity": None if isinstance(recompute, KeepAll) else recompute.type,
+        "recompute_modules": list(recompute.modules) if isinstance(recompute, RecomputeSelective) else None,
+        "recompute_method": chosen and chosen.method,
+        "recompute_num_layers": chosen and chosen.layers,
+    }

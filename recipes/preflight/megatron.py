@@ -1,6 +1,6 @@
-"""Whether a training of the `nemo` engine divides its model and fits its GPUs, and the nearest layouts that would.
+"""Whether a training on Megatron-core divides its model and fits its GPUs, and the nearest layouts that would.
 
-`stages` calls it for each distill stage of that engine, before anything is queued.
+`stages` calls it for each distill stage of the engines `nemo` and `megatron_bridge`, before anything is queued.
 """
 
 import math
@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from checkpoints_conversion.directories import DIRECTORIES
 from checkpoints_conversion.spec import ModelSpec
-from recipes.engines.nemo.options import NeMoEngine
-from recipes.engines.nemo.precision import BF16, FP32, RecomputeFull
+from recipes.engines.megatron.options import MegatronEngine
+from recipes.engines.megatron.precision import BF16, FP32, RecomputeFull
 from recipes.preflight.layout import Problem, errors, problems
 from recipes.preflight.memory import Training, training_memory
 from recipes.preflight.parallelism import Batch
@@ -20,7 +21,7 @@ from recipes.preflight.suggest import Suggestion, suggest
 from recipes.preflight.table import MemoryTable, Row
 from recipes.stages.import_checkpoint import ImportCheckpointStage
 
-OWN_RULES = frozenset({"rows", "bf16_layers", "directory", "vocabulary_rows", "teacher_vocabulary", "teacher"})
+OWN_RULES = frozenset({"rows", "bf16_layers", "vocabulary_rows", "teacher_vocabulary", "teacher"})
 """Those that another layout would not mend."""
 
 ENDLESS = 2**60
@@ -41,7 +42,7 @@ class Plan:
     """A training as it is planned."""
 
     model: ModelSpec
-    engine: NeMoEngine
+    engine: MegatronEngine
     longest: int
     """Tokens of the longest row, the last of which is predicted only."""
     nodes: int
@@ -83,7 +84,7 @@ class Plan:
 
 def layout_problems(plan: Plan) -> list[Problem]:
     """All that is wrong with the layout, errors first, under the keys of the recipe."""
-    # NeMo takes the vocabulary as the import padded it.
+    # Both engines take the vocabulary as the import padded it.
     found = [problem for problem in _laid_out(plan, plan.model) if problem.rule != "vocabulary"]
     found += _beyond_the_layout(plan)
     return [replace(problem, keys=tuple(map(_key, problem.keys))) for problem in found]
@@ -99,6 +100,7 @@ def _laid_out(plan: Plan, model: ModelSpec) -> list[Problem]:
         plan.gpus,
         max(plan.gpus_per_node, 1),
         engine.precision.type,
+        core=engine.core,
         transformer_engine=engine.layer_spec == "te",
     )
 
@@ -125,6 +127,7 @@ def remedy(plan: Plan, capacity: int | None) -> str:
         engine.precision.type,
         plan.training,
         (ENDLESS if capacity is None else capacity) - beside,
+        core=engine.core,
         transformer_engine=engine.layer_spec == "te",
         limit=6,
     )
@@ -135,7 +138,7 @@ def remedy(plan: Plan, capacity: int | None) -> str:
 
 
 def _beyond_the_layout(plan: Plan) -> list[Problem]:
-    """What only this engine asks of a model: room for every row, bf16 layers within a stage, a teacher that fits."""
+    """What only these engines ask of a model: room for every row, bf16 layers within a stage, a teacher that fits."""
     engine, model, teacher = plan.engine, plan.model, plan.teacher
     found = []
     if engine.sequence_length is not None and plan.longest - 1 > engine.sequence_length:
@@ -169,20 +172,11 @@ def _beyond_the_layout(plan: Plan) -> list[Problem]:
 
 
 def _import_problems(plan: Plan) -> list[Problem]:
-    """What the conversion before it must have done: NeMo's directory, and an embedding that its GPUs can share."""
+    """What the conversion before it must have done: make an embedding that its GPUs can share."""
     imported, tensor = plan.imported, plan.engine.parallelism.tensor
     found = []
-    if imported is not None and imported.directory != "nemo":
-        found.append(
-            Problem(
-                "directory",
-                ("inputs.model",),
-                f"an import_checkpoint whose directory is {imported.directory}",
-                "this engine starts from NeMo 2's directories",
-                "set directory: nemo there",
-            )
-        )
-    multiple = (imported.pad_vocabulary if imported else None) or 128
+    usual = DIRECTORIES[plan.engine.directory].vocabulary_multiple
+    multiple = (imported.pad_vocabulary if imported else None) or usual
     rows = plan.model.padded_vocabulary(multiple)
     if rows % tensor:
         found.append(
@@ -215,7 +209,7 @@ def _teacher_problem(plan: Plan, teacher: ModelSpec) -> Problem | None:
 
 def _teacher(plan: Plan, teacher: ModelSpec) -> list[Row]:
     """What the teacher takes of the fullest GPU: bf16 weights, and beside the student's logits its own and both
-    distributions in fp32 (NeMo's LogitsKLLoss), over TP."""
+    distributions in fp32 (ModelOpt's LogitsKLLoss), over TP."""
     layout, batch = plan.engine.parallelism, plan.batch
     weights = max(held_by_stage(teacher, layout, stage).total for stage in range(layout.pipeline))
     element = 4 if isinstance(plan.engine.precision, FP32) else 2
@@ -236,7 +230,7 @@ def _way(plan: Plan, suggestion: Suggestion) -> str:
         changes["recompute"] = {"type": recompute}
     options = engine.model_dump()
     try:
-        NeMoEngine.model_validate(options | changes)
+        type(engine).model_validate(options | changes)
     except ValidationError:
         return ""
     found = []

@@ -1,7 +1,7 @@
-"""The checkpoints of one training in NeMo: where they lie, and which of them are whole.
+"""The checkpoints of one training: where they lie, and which of them are whole.
 
-A checkpoint is a directory step-N with NeMo's `weights/` in it. A mark is put into it when all processes have written
-their part and it is on the disk; one without the mark was cut off by a kill, and is never used.
+A checkpoint is a directory step-N with what the framework saves in it. A mark is put into it when all processes have
+written their part and it is on the disk; one without the mark was cut off by a kill, and is never used.
 """
 
 import shutil

@@ -1,0 +1,103 @@
+"""What the tests of a training as a stage share: the run around it, its processes, and what they leave behind.
+
+The engines run in the real NeMo and Megatron-Bridge on the CPU: killed, told to stop, resumed, shared by two processes.
+"""
+
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from desk import QUIET
+from nemo_runs import OPTIONS
+
+from reasonforge import artifacts
+from recipes.recipe import Recipe, save_resolved
+from recipes.run_directory import RunDirectory
+from recipes.run_stage import open_job, run_stage
+
+STEPS = 40
+ENGINE = {**OPTIONS, "steps": STEPS, "save_every": 4}
+
+
+def make_run(root: Path, model: Path, directory: str, **engine: Any) -> RunDirectory:
+    """A run that has done all that comes before the training."""
+    run = RunDirectory(root)
+    stages = {
+        "problems": {"type": "problems", "source": {"type": "running_sum", "train": 200, "eval": 5}},
+        "base": {"type": "base_model", "source": {"type": "checkpoint", "path": str(model)}},
+        "generate": {"type": "generate", "inputs": {"problems": "problems"}, "engine": {"type": "programmatic"}},
+        "curate": {
+            "type": "curate",
+            "inputs": {"traces": "generate", "problems": "problems"},
+            "grader": {"type": "exact"},
+        },
+        "tokenize": {"type": "tokenize", "inputs": {"dataset": "curate", "model": "base"}, "max_tokens": 200},
+        "import": {
+            "type": "import_checkpoint", "inputs": {"model": "base"}, "directory": directory, "layer_spec": "local",
+            "pad_vocabulary": 4,
+        },
+        "distill": {
+            "type": "distill", "inputs": {"model": "import", "tokens": "tokenize"}, "engine": {**ENGINE, **engine},
+        },
+        "export": {"type": "export_checkpoint", "inputs": {"checkpoint": "distill"}},
+    }  # fmt: skip
+    save_resolved(Recipe.model_validate({"name": "r", "seed": 1, "stages": stages}), run.recipe)
+    for stage in ("problems", "base", "generate", "curate", "tokenize", "import"):
+        run_stage(run, stage)
+    return run
+
+
+@dataclass
+class Place:
+    """Where the tests of this file work."""
+
+    root: Path
+    model: Path
+    engine: str
+    directory: str
+    begin: Callable[..., "subprocess.Popen[bytes]"]
+    """Starts a process of the framework: home, log, arguments, variables."""
+
+    def run(self, name: str, **engine: Any) -> RunDirectory:
+        return make_run(self.root / name, self.model, self.directory, type=self.engine, **engine)
+
+    def start(self, run: RunDirectory, **variables: str) -> "subprocess.Popen[bytes]":
+        """A process that does the training of a run."""
+        arguments = ("-m", "recipes.run_stage", run.root, "distill")
+        return self.begin(self.root, self.log(run), *arguments, **QUIET, **variables)
+
+    def start_two(self, run: RunDirectory) -> "list[subprocess.Popen[bytes]]":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [self.start(run, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+
+    def log(self, run: RunDirectory) -> Path:
+        return self.root / f"{run.name}.log"
+
+    def finish(self, run: RunDirectory) -> artifacts.Artifact:
+        process = self.start(run)
+        assert process.wait() == 0, self.log(run).read_text()[-6000:]
+        return artifacts.verify(run.stage("distill"))
+
+
+def scratch(run: RunDirectory) -> Path:
+    return open_job(run, "distill").workspace / "scratch"
+
+
+def steps_done(run: RunDirectory) -> int:
+    path = scratch(run) / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def checkpoints(run: RunDirectory, *, whole: bool = True) -> list[int]:
+    found = (scratch(run) / "checkpoints").glob("step-*")
+    return sorted(int(path.name[5:]) for path in found if (path / "complete").exists() or not whole)
+
+
+def events(run: RunDirectory) -> list[str]:
+    return [event["event"] for event in run.read_events() if event.get("stage") == "distill"]
