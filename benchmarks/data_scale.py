@@ -135,13 +135,13 @@ def trace(
 
 def curate_and_tokenize(directory: Path, workers: int) -> dict[str, Any]:
     """The whole path, in this process and its workers; returns seconds by phase, counts and a digest of the output."""
-    from data_prep.curation import Curation
-    from data_prep.decontamination import Benchmark, Decontamination
-    from data_prep.deduplication import NearDuplicates
+    from data_prep.curation.curate import Curation
+    from data_prep.curation.steps import Steps
     from data_prep.filters import CorrectFilter, RepetitionFilter, ThinkingFilter, TruncationFilter
     from data_prep.grading import ExactGrader
-    from data_prep.steps import Steps
-    from data_prep.tokenization import tokenize_file
+    from data_prep.overlap.decontamination import Benchmark, Decontamination
+    from data_prep.overlap.deduplication import NearDuplicates
+    from data_prep.tokenization.dataset import tokenize_file
 
     place = directory / f"workers-{workers}"
     (place / "tokens").mkdir(parents=True)
@@ -244,9 +244,9 @@ def fill_index(rows: int) -> dict[str, float]:
     """MB (10^6 bytes) of resident memory that so many rows take in each thing that remembers them."""
     import numpy as np
 
-    from data_prep.deduplication import Deduplicator, NearDuplicates
-    from data_prep.minhash import bands_and_rows
-    from data_prep.sketching import SketchedDeduplicator
+    from data_prep.overlap.deduplication import Deduplicator, NearDuplicates
+    from data_prep.overlap.minhash import bands_and_rows
+    from data_prep.overlap.sketching import SketchedDeduplicator
 
     chance = np.random.default_rng(0)
     bands, of_a_band = bands_and_rows(NearDuplicates().threshold)

@@ -100,7 +100,7 @@ def measure(way: str, directory: Path, peer: Path | None) -> None:
 def ours(problems: list[dict[str, Any]], documents: list[str]) -> tuple[dict[str, list[str]], float, float]:
     """Of each document that is hit, the problems; CPU seconds for the index, imports included, and for the rest."""
     started = time.process_time()
-    from data_prep.decontamination import Decontamination, EvaluationIndex
+    from data_prep.overlap.decontamination import Decontamination, EvaluationIndex
 
     index = EvaluationIndex(problems, Decontamination(n=N))
     ready = time.process_time()

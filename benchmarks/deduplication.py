@@ -121,7 +121,7 @@ def ours(rows: Iterable[dict[str, Any]]) -> tuple[float, list[int]]:
     """Bytes remembered a kept row, and the rows that go."""
     from itertools import islice
 
-    from data_prep.deduplication import NearDeduplicator, NearDuplicates
+    from data_prep.overlap.deduplication import NearDeduplicator, NearDuplicates
 
     config = NearDuplicates(threshold=THRESHOLD, size=SHINGLE, columns=["text"])
     dropped, count, waiting = [], 0, iter(rows)

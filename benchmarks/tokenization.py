@@ -207,7 +207,7 @@ def ours(part: str, source: str, directory: str) -> None:
     """The same work by data_prep, in this process."""
     model = model_of(part, Path(directory))
     if part.startswith("workers"):
-        from data_prep.tokenization import tokenize_file
+        from data_prep.tokenization.dataset import tokenize_file
 
         with (
             tempfile.TemporaryDirectory(dir=directory) as place,
@@ -230,9 +230,9 @@ def ours(part: str, source: str, directory: str) -> None:
         return
     import numpy as np
 
-    from data_prep.chat_rows import read_chats
     from data_prep.formats.tokens_parquet import completion_mask
-    from data_prep.tokenization import Tokenization, tokenizer_of
+    from data_prep.tokenization.dataset import Tokenization, tokenizer_of
+    from data_prep.tokenization.rows import read_chats
 
     tokenizer = tokenizer_of(Tokenization(Path(source), model, 1 << 20))
     found, masks, body = hashlib.sha256(), hashlib.sha256(), 0.0

@@ -6,9 +6,9 @@ Those that take long, when killed, go on from a hidden directory beside the dest
 import click
 
 from data_prep.commands.curating import annotate, decontaminate, dedup, filter_command, verify
+from data_prep.commands.generate import generate
+from data_prep.commands.select import select
 from data_prep.commands.tokens import index, pack, stats, tokenize
-from data_prep.generate_command import generate
-from data_prep.select_command import select
 
 
 @click.group()

@@ -1,7 +1,7 @@
 """One line of a jsonl file as its row, or what is wrong with it: strict UTF-8, one JSON object, no half characters.
 
-All that reads jsonl goes through here: `reasonforge.files`, `data_prep.lines` and `data_prep.documents`. msgspec, where
-it is installed, is only faster: rows and errors are those of Python's `json`.
+All that reads jsonl goes through here: `reasonforge.files`, `lines` and `documents` of `data_prep.sources`. msgspec,
+where it is installed, is only faster: rows and errors are those of Python's `json`.
 """
 
 import functools

@@ -9,8 +9,8 @@ from nemo_place import ROOT
 
 from checkpoints_conversion.exporting import MAX_SHARD_BYTES, export_checkpoint
 from checkpoints_conversion.importing import ImportOptions, import_checkpoint
-from data_prep.running_sum import draw
-from data_prep.tokenization import tokenize_rows
+from data_prep.sources.running_sum import draw
+from data_prep.tokenization.dataset import tokenize_rows
 from reasonforge.files import read_jsonl
 from reasonforge.progress import Progress
 from recipes.engines.megatron.batches import Batches

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from data_prep.annotation.base import Annotation, Row
 from data_prep.annotation.control import files_of
-from data_prep.encoder import TextEncoder
+from data_prep.tokenization.encoder import TextEncoder
 
 
 class TokensAnnotation(Annotation):

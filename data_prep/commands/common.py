@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from data_prep.rows import Source
-    from data_prep.steps import Steps
+    from data_prep.curation.steps import Steps
+    from data_prep.sources.rows import Source
     from reasonforge.progress import Progress
 
 path_type = click.Path(path_type=Path)
@@ -69,8 +69,8 @@ def curate_files(
 
     A killed command goes on from a hidden directory beside the destination when it is called again in the same way.
     """
-    from data_prep.curation import Curation
-    from data_prep.gathering import BAD, DATASET
+    from data_prep.curation.curate import Curation
+    from data_prep.curation.gathering import BAD, DATASET
     from reasonforge.config import key_config
     from reasonforge.disk import DiskFullError
     from reasonforge.errors import ReasonforgeError
@@ -117,8 +117,8 @@ def refuse_existing(destination: Path) -> None:
 
 def plain_jsonl(source: Path) -> None:
     """Raises RequestError for what other commands read and this one does not: other kinds of files, directories."""
-    from data_prep.hub import is_hub
-    from data_prep.rows import CODECS
+    from data_prep.sources.hub import is_hub
+    from data_prep.sources.rows import CODECS
     from reasonforge.errors import RequestError
 
     others = (".parquet", *(end for end, codec in CODECS.items() if codec))
@@ -130,7 +130,7 @@ def plain_jsonl(source: Path) -> None:
 def working(destination: Path, sources: Sequence[Path], identity: Mapping[str, Any]) -> Iterator[Path]:
     """A directory for the shards of one job, beside its destination: found again by the same job, and deleted when it
     is done. A full disk and Ctrl-C are told in one line."""
-    from data_prep.rows import files_of
+    from data_prep.sources.rows import files_of
     from reasonforge.disk import plain_disk_errors
     from reasonforge.errors import RequestError
     from reasonforge.files import canonical_json, sha256_text
@@ -169,7 +169,7 @@ def _remove_empty(root: Path) -> None:
 
 def counted(title: str, source: Path) -> "Progress":
     """Progress over the rows of a jsonl file."""
-    from data_prep.lines import count_lines
+    from data_prep.sources.lines import count_lines
     from reasonforge.progress import Progress
 
     return Progress(title, count_lines(source, (0, source.stat().st_size)), "rows")
@@ -191,7 +191,7 @@ def _plain_files(sources: Sequence[Path], columns: Sequence[str], place: Path, s
 
     A row without an id gets its number as one, and where there are several files that of the file before it: "2/17".
     """
-    from data_prep.rows import Source, copy_rows, has_ids
+    from data_prep.sources.rows import Source, copy_rows, has_ids
 
     named = named_columns(columns)
     files = []

@@ -97,7 +97,7 @@ def filter_command(config: Path | None, overrides: Sequence[str], **options: Any
 @json_option
 def dedup(near: bool, overrides: Sequence[str], **options: Any) -> None:
     """Keep the first of equal rows, over all files in their order."""
-    from data_prep.deduplication import NearDuplicates
+    from data_prep.overlap.deduplication import NearDuplicates
     from reasonforge.config import load_options
 
     found = load_options(NearDuplicates, None, overrides) if near or overrides else None
@@ -116,7 +116,7 @@ def dedup(near: bool, overrides: Sequence[str], **options: Any) -> None:
 @json_option
 def decontaminate(against: Sequence[str], prompt_column: str, overrides: Sequence[str], **options: Any) -> None:
     """Drop the rows that share a run of words with an evaluation problem."""
-    from data_prep.decontamination import Benchmark, Decontamination
+    from data_prep.overlap.decontamination import Benchmark, Decontamination
     from reasonforge.config import load_options
 
     found = load_options(Decontamination, None, overrides)
@@ -127,7 +127,7 @@ def decontaminate(against: Sequence[str], prompt_column: str, overrides: Sequenc
 
 def _required(key: str, config: Path | None, overrides: Sequence[str]) -> Any:
     """What the user says of one step. Raises RequestError where it says nothing, or of others."""
-    from data_prep.steps import Steps
+    from data_prep.curation.steps import Steps
     from reasonforge.config import load_options
     from reasonforge.errors import RequestError, nearest
 
@@ -152,7 +152,7 @@ def _to_one_file(
     set_aside: bool,
     workers: int,
 ) -> dict[str, Any]:
-    from data_prep.steps import Steps
+    from data_prep.curation.steps import Steps
 
     chosen = Steps(**steps, bad_rows="set_aside" if set_aside else "refuse")
     return curate_files([source], chosen, destination, columns=columns, workers=workers, single=True)
@@ -168,7 +168,7 @@ def _to_directory(
     workers: int,
     as_json: bool,
 ) -> None:
-    from data_prep.steps import Steps
+    from data_prep.curation.steps import Steps
 
     chosen = Steps(**steps, bad_rows="set_aside" if set_aside else "refuse")
     counts = curate_files(sources, chosen, destination, columns=columns, workers=workers)

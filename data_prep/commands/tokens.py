@@ -24,7 +24,7 @@ from data_prep.commands.common import (
 @json_option
 def tokenize(dataset: Path, destination: Path, model: Path, max_tokens: int, workers: int, as_json: bool) -> None:
     """Turn prompts and responses into tokens.parquet by the model's chat template, the loss on the responses only."""
-    from data_prep.tokenization import tokenize_file
+    from data_prep.tokenization.dataset import tokenize_file
     from reasonforge.progress import Progress
 
     plain_jsonl(dataset)
@@ -101,7 +101,7 @@ def pack(tokens: Path, destination: Path, kind: str, size: int, seed: int, dropp
 @json_option
 def stats(source: Path, as_json: bool) -> None:
     """Count rows, verdicts and finish reasons, and measure the texts of each column."""
-    from data_prep.rows import read_rows
+    from data_prep.sources.rows import read_rows
     from data_prep.statistics import measure
 
     say(as_json, source, measure(read_rows(source)))

@@ -30,7 +30,7 @@ def write_bridge_packed(
     token beside `destination` meanwhile.
 
     Args:
-        tokens: what `data_prep.tokenization` writes.
+        tokens: what `data_prep.tokenization.dataset` writes.
         destination: ends in .parquet, best in .idx.parquet.
         pack_size: the most tokens in a bin, where a row counts one less than it has; Bridge's packed_sequence_size.
         seed: of the order of the bins.

@@ -17,10 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from data_prep.documents import BadLine, Text, document_spans, read_documents, refuse, sample
-from data_prep.encoder import TextEncoder
-from data_prep.lines import Span
 from data_prep.shards import map_shards
+from data_prep.sources.documents import BadLine, Text, document_spans, read_documents, refuse, sample
+from data_prep.sources.lines import Span
+from data_prep.tokenization.encoder import TextEncoder
 from reasonforge.errors import RequestError
 from reasonforge.files import canonical_json, published, read_jsonl, sha256_file, sha256_text, write_jsonl
 from reasonforge.progress import Progress

@@ -34,7 +34,7 @@ def write_nemo_packed(
     NeMo itself then holds the whole file in memory, at some 45 bytes a token.
 
     Args:
-        tokens: what `data_prep.tokenization` writes.
+        tokens: what `data_prep.tokenization.dataset` writes.
         destination: ends in .npy, without which NeMo does not take it.
         pack_size: the most tokens in a bin, where a row counts one less than it has; NeMo's packed_sequence_size.
         seed: of the order of the bins.

@@ -142,7 +142,7 @@ def pack_file(tokens: Path, pack_size: int, *, seed: int = 0, dropped: Path | No
     """Decide the bins of a tokens.parquet; only its lengths are read.
 
     Args:
-        tokens: what `data_prep.tokenization` writes.
+        tokens: what `data_prep.tokenization.dataset` writes.
         pack_size: the most tokens in a bin, where a row counts one less than it has.
         seed: of the order of the bins.
         dropped: a jsonl file to publish with the rows that are left out (`row`, `id`, `tokens`, `reason`): those of

@@ -1,7 +1,7 @@
 """Puts parquet files together without reading their rows: their bytes are copied and their footers merged.
 
-`data_prep.tokenization` calls it, so that what shards have encoded and compressed is not done once more in one process.
-pyarrow has no such function: it merges footers, but cannot move the offsets in them.
+`data_prep.tokenization.dataset` calls it, so that what shards have encoded and compressed is not done once more in one
+process. pyarrow has no such function: it merges footers, but cannot move the offsets in them.
 
 Source: the Parquet format (parquet.thrift: FileMetaData and below) and Thrift's compact protocol.
 """

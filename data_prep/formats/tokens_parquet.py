@@ -1,13 +1,13 @@
 """Writes tokens.parquet: a row for each training example, with its token ids, its completion mask and its id.
 
-`data_prep.tokenization` writes it; `recipes.engines` and the packed formats read it.
+`data_prep.tokenization.dataset` writes it; `recipes.engines` and the packed formats read it.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from data_prep.chat_tokenizer import Batch
+from data_prep.tokenization.chat import Batch
 
 if TYPE_CHECKING:
     import numpy as np

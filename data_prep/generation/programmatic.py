@@ -13,8 +13,8 @@ from pydantic import Field
 
 from data_prep.generation.engine import TraceEngine, Work
 from data_prep.generation.sampling import Row, sample_seed, trace_row
-from data_prep.running_sum import LARGEST_TOTAL, RunningSum, parse
 from data_prep.shards import map_shards
+from data_prep.sources.running_sum import LARGEST_TOTAL, RunningSum, parse
 from reasonforge.config import Operational
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from data_prep.generation.sampling import MakeProgress
-from data_prep.hashing import Unit, run_hashes, split_units
-from data_prep.minhash import BINS, sketch
+from data_prep.overlap.hashing import Unit, run_hashes, split_units
+from data_prep.overlap.minhash import BINS, sketch
 from data_prep.selection.base import Row, Selection, lot
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from data_prep.chat_tokenizer import ChatTokenizer, Tokenized
 from data_prep.generation.sampling import MakeProgress
 from data_prep.selection.base import Selection, lot
 from data_prep.selection.projection import WORD, project
+from data_prep.tokenization.chat import ChatTokenizer, Tokenized
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import fsync_path, read_jsonl, write_jsonl
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.tokenization import tokenize_rows
+from data_prep.tokenization.dataset import tokenize_rows
 from reasonforge.artifacts import RECEIPT, ArtifactKind
 from reasonforge.config import Strict
 from reasonforge.errors import RequestError

@@ -7,14 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from data_prep.annotation import Annotations
-from data_prep.card import Card, Facts, Origin, dataset_card
-from data_prep.curation import Curation
-from data_prep.decontamination import Benchmark, Decontamination
-from data_prep.deduplication import NearDuplicates
+from data_prep.curation.card import Card, Facts, Origin, dataset_card
+from data_prep.curation.curate import Curation
+from data_prep.curation.steps import OnBadRows, Steps
 from data_prep.filters import CorrectFilter, Filters, RepetitionFilter, ThinkingFilter, TruncationFilter
 from data_prep.grading import Grader
+from data_prep.overlap.decontamination import Benchmark, Decontamination
+from data_prep.overlap.deduplication import NearDuplicates
 from data_prep.selection import Selections
-from data_prep.steps import OnBadRows, Steps
 from reasonforge.artifacts import ArtifactKind, Receipt
 from reasonforge.config import Operational, Strict, key_config
 from reasonforge.files import read_json, write_atomic

@@ -15,7 +15,7 @@ from data_prep.generation import HFEngine, VLLMEngine
 from data_prep.generation.sampling import Sampling
 from data_prep.generation.vllm import check_gpus
 from data_prep.grading import Grader, grade_rows
-from data_prep.voting import agreements
+from data_prep.grading.voting import agreements
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Operational, Strict, key_config
 from reasonforge.errors import RequestError

@@ -6,7 +6,7 @@ Its artifact holds `train.jsonl` and `eval.jsonl`.
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from data_prep.problems import Source
+from data_prep.sources.problems import Source
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.files import write_jsonl
 from recipes.stage import Stage, StageContext

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from data_prep.formats.packing import Packed, write_packed
-from data_prep.tokenization import Tokenization, finish, tokenize_part
+from data_prep.tokenization.dataset import Tokenization, finish, tokenize_part
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Operational, Strict
 from reasonforge.files import write_json

@@ -6,8 +6,8 @@ Its artifact holds `traces.jsonl`, the rows of a problem together.
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from data_prep.rows import count_rows
-from data_prep.traces import FileTraces
+from data_prep.sources.rows import count_rows
+from data_prep.sources.traces import FileTraces
 from reasonforge.artifacts import ArtifactKind
 from recipes.stage import Stage, StageContext
 

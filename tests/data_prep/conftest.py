@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizer_fixture import save_tokenizer
 
-from data_prep.problems import RunningSumSource
+from data_prep.sources.problems import RunningSumSource
 from reasonforge.progress import Progress
 
 # Before anyone imports torch, and for the processes that tests start: one thread, which does not spin.

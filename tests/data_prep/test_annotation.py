@@ -24,9 +24,9 @@ from data_prep.annotation import (
     streaming,
 )
 from data_prep.annotation.control import control_tokens
-from data_prep.chat_tokenizer import ChatTokenizer
-from data_prep.encoder import TextEncoder
 from data_prep.filters import SpecialTokensFilter
+from data_prep.tokenization.chat import ChatTokenizer
+from data_prep.tokenization.encoder import TextEncoder
 from reasonforge.errors import RequestError
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from data_prep.annotation.identify import Reading, read
 from data_prep.annotation.prose import prose
 from data_prep.annotation.scripts import weigh
 from data_prep.filters import LanguageFilter
-from data_prep.problems import RunningSumSource
+from data_prep.sources.problems import RunningSumSource
 
 FORMULAS = (
     " $x^2 + y_1 = 3$ ",

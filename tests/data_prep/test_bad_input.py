@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from small_disk import mounted, remount, small_files
 
-from data_prep import lines
-from data_prep.curation import Curation
+from data_prep.curation.curate import Curation
+from data_prep.curation.steps import Steps
 from data_prep.filters import ThinkingFilter
-from data_prep.steps import Steps
+from data_prep.sources import lines
 from reasonforge.cli import main
 from reasonforge.errors import RequestError
 from reasonforge.files import read_json, read_jsonl, write_jsonl

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.card import Card, Facts, Origin, dataset_card
+from data_prep.curation.card import Card, Facts, Origin, dataset_card
 from reasonforge.files import write_jsonl
 
 FACTS = Facts(

@@ -8,10 +8,10 @@ import pytest
 from bpe_fixture import save_bpe
 from tokenizer_fixture import CHATML
 
-from data_prep import chat_tokenizer
-from data_prep.chat_template import ChatTemplate
-from data_prep.chat_tokenizer import ChatTokenizer, Tokenized
-from data_prep.encoder import TextEncoder
+from data_prep.tokenization import chat as chat_tokenizer
+from data_prep.tokenization.chat import ChatTokenizer, Tokenized
+from data_prep.tokenization.encoder import TextEncoder
+from data_prep.tokenization.template import ChatTemplate
 
 PIECES = ["\n", "\n\n", " ", "the answer", "don't", "\u0301", "é", "e\u0301", "42", "😀", "\\boxed{4}", "\t", "中",
           "\u3000", "\u00a0", "<think>", "</think>", "\u1df2\U0001193e", "\x1c", "\u180e"]  # fmt: skip

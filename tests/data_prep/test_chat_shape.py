@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizer_fixture import CHATML
 
-from data_prep import chat_shape
-from data_prep.chat_shape import Shape, find_shape
-from data_prep.chat_template import ChatTemplate
+from data_prep.tokenization import shape as chat_shape
+from data_prep.tokenization.shape import Shape, find_shape
+from data_prep.tokenization.template import ChatTemplate
 
 LLAMA3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"

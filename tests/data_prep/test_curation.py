@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.curation import Curation
-from data_prep.decontamination import Benchmark, Decontamination
+from data_prep.curation.curate import Curation
+from data_prep.curation.steps import Steps
 from data_prep.filters import CorrectFilter, Filter, LengthFilter, ThinkingFilter, TruncationFilter
 from data_prep.grading import ExactGrader
-from data_prep.steps import Steps
+from data_prep.overlap.decontamination import Benchmark, Decontamination
 from reasonforge.artifacts import Artifact, ArtifactKind, Cost, Receipt
 from reasonforge.config import key_config
 from reasonforge.errors import ReasonforgeError, RequestError, StageError
@@ -165,8 +165,8 @@ def test_near_duplicates_and_recited_problems_are_dropped_with_what_they_match(t
 
 def test_the_batch_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for batch in (1, 3, 250):
-        monkeypatch.setattr("data_prep.shard_work.BATCH_ROWS", batch)
-        monkeypatch.setattr("data_prep.gathering.BATCH_ROWS", batch)
+        monkeypatch.setattr("data_prep.curation.shard_work.BATCH_ROWS", batch)
+        monkeypatch.setattr("data_prep.curation.gathering.BATCH_ROWS", batch)
         curate(tmp_path / str(batch), mixed(), near_duplicates={})
     for name in FILES:
         whole = (tmp_path / "250" / "out" / name).read_bytes()
@@ -189,7 +189,7 @@ def test_the_shards_leave_no_trace(size: int, tmp_path: Path, monkeypatch: pytes
         "near_duplicates": {},
         "bad_rows": "set_aside",
     }
-    monkeypatch.setattr("data_prep.curation.SHARD_BYTES", size)
+    monkeypatch.setattr("data_prep.curation.curate.SHARD_BYTES", size)
     write_jsonl(tmp_path / "traces" / "traces.jsonl", rows)
     lines = (tmp_path / "traces" / "traces.jsonl").read_bytes().split(b"\n")
     for place in (0, 9, 10, 50, 51, 52, 80):
@@ -202,14 +202,14 @@ def test_the_shards_leave_no_trace(size: int, tmp_path: Path, monkeypatch: pytes
         verdicts = [row["verdict"] == "correct" for row in kept if row["problem_id"] == problem]
         rates = {round(row["pass_rate"], 3) for row in kept if row["problem_id"] == problem}
         assert rates == {round(sum(verdicts) / len(verdicts), 3)}
-    monkeypatch.setattr("data_prep.curation.SHARD_BYTES", 10**9)
+    monkeypatch.setattr("data_prep.curation.curate.SHARD_BYTES", 10**9)
     curate(tmp_path / "whole", text, workers=1, **options)
     for name in (*FILES, "bad.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
 
 
 def test_traces_of_a_problem_that_stand_apart_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.curation.SHARD_BYTES", 100)
+    monkeypatch.setattr("data_prep.curation.curate.SHARD_BYTES", 100)
     rows = [trace(number, GOOD, id=f"t{place}") for place, number in enumerate([0, 0, 1, 0])]
     with pytest.raises(RequestError, match=r"traces.jsonl:4: other traces of its problem 'p0' stand further up"):
         curate(tmp_path, rows, annotate=[{"type": "difficulty"}])

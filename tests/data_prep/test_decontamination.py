@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.decontamination import Decontamination, EvaluationIndex
-from data_prep.native import compiled
+from data_prep.overlap.decontamination import Decontamination, EvaluationIndex
+from data_prep.overlap.native import compiled
 
 LONG = "Find the number of ordered pairs (a, b) of positive integers with a + b = 1000 and no zero digit."
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.deduplication import Deduplicator
+from data_prep.overlap.deduplication import Deduplicator
 
 
 def row(name: str, prompt: str, response: str) -> dict[str, str]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizer_fixture import save_tokenizer
 from tokenizers import Tokenizer
 
-from data_prep import encoder as encoder_module
-from data_prep.encoder import FAST_ENGINES, TextEncoder
+from data_prep.tokenization import encoder as encoder_module
+from data_prep.tokenization.encoder import FAST_ENGINES, TextEncoder
 from reasonforge.errors import RequestError
 
 KINDS = ("qwen", "llama")
@@ -208,7 +208,7 @@ def test_without_the_optional_packages_the_ids_are_the_same(models: dict[str, Pa
     script = (
         "import sys, json\n"
         "for name in ('gigatoken', 'fastokens', 'torch', 'transformers'): sys.modules[name] = None\n"
-        "from pathlib import Path\nfrom data_prep.encoder import TextEncoder\n"
+        "from pathlib import Path\nfrom data_prep.tokenization.encoder import TextEncoder\n"
         "encoder = TextEncoder(Path(sys.argv[1]))\nassert encoder.engine == 'tokenizers'\n"
         "print(json.dumps([ids.tolist() for ids in encoder.encode(json.loads(sys.argv[2]))]))"
     )
@@ -220,7 +220,7 @@ def test_without_the_optional_packages_the_ids_are_the_same(models: dict[str, Pa
 
 def test_neither_torch_nor_transformers_is_imported(models: dict[str, Path]) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom data_prep.encoder import TextEncoder\n"
+        "import sys\nfrom pathlib import Path\nfrom data_prep.tokenization.encoder import TextEncoder\n"
         "TextEncoder(Path(sys.argv[1])).encode(['a', 'e\\u0301'])\n"
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
     )

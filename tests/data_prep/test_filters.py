@@ -16,7 +16,7 @@ from data_prep.filters import (
     TruncationFilter,
 )
 from data_prep.grading import VERDICTS
-from data_prep.problems import RunningSumSource
+from data_prep.sources.problems import RunningSumSource
 
 PROSE = """<think>
 Let f be a continuous function on the closed interval from 0 to 1 with f(0) = f(1). We want a number c such that

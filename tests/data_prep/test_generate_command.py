@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 from killing import ROOT
 
-from data_prep.generate_command import generate
-from data_prep.problems import RunningSumSource
+from data_prep.commands.generate import generate
+from data_prep.sources.problems import RunningSumSource
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl, write_jsonl
 
@@ -40,7 +40,7 @@ def test_problems_become_traces(sums: list[dict[str, str]], tmp_path: Path) -> N
 def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "problems.jsonl", RunningSumSource(train=20_000, eval=1).make(0).train)
     arguments = [tmp_path / "problems.jsonl", tmp_path / "traces.jsonl", "--set", "engine.type=programmatic"]
-    script = "from data_prep.generate_command import generate; generate()"
+    script = "from data_prep.commands.generate import generate; generate()"
     process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, stderr=subprocess.PIPE)
     while len(kept := list(tmp_path.glob(".traces.jsonl.working/*/shards/*.jsonl"))) < 3:
         assert process.poll() is None, process.communicate()

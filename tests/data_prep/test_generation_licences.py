@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.card import Card, Facts, Origin, dataset_card
+from data_prep.curation.card import Card, Facts, Origin, dataset_card
 from data_prep.generation import HFEngine, OpenAIEngine, SeveralEngines, VLLMEngine
 from data_prep.generation.engine import own_licence
 from reasonforge.config import key_config

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.generation import ProgrammaticTeacher, Sampling
-from data_prep.problems import RunningSumSource
-from data_prep.running_sum import RunningSum, draw
+from data_prep.sources.problems import RunningSumSource
+from data_prep.sources.running_sum import RunningSum, draw
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl
 from reasonforge.progress import Progress
@@ -127,7 +127,7 @@ JOB = """
 import sys
 from pathlib import Path
 from data_prep.generation import ProgrammaticTeacher, Sampling
-from data_prep.problems import RunningSumSource
+from data_prep.sources.problems import RunningSumSource
 from reasonforge.progress import Progress
 
 root, workers = Path(sys.argv[1]), int(sys.argv[2])

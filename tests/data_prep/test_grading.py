@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from data_prep.grading import BaseGrader, ExactGrader, Grader, GradingPool, MathVerifyGrader, grade_rows
 from data_prep.grading.literals import literal, normalise
-from data_prep.voting import agreements
+from data_prep.grading.voting import agreements
 from reasonforge.errors import StageError
 
 MATH = MathVerifyGrader()
@@ -283,7 +283,8 @@ def test_the_union_reads_both_graders() -> None:
 def test_importing_the_graders_is_light() -> None:
     heavy = "math_verify|sympy|torch|numpy|transformers|pyarrow|jinja2"
     code = (
-        "import sys, data_prep.grading, data_prep.curation, data_prep.tokenization, recipes.stages.curate\n"
+        "import sys, data_prep.grading, data_prep.curation.curate, data_prep.tokenization.dataset\n"
+        "import recipes.stages.curate\n"
         f"sys.exit(', '.join(m for m in '{heavy}'.split('|') if m in sys.modules) or 0)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

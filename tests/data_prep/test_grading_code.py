@@ -4,7 +4,7 @@ import pytest
 
 from data_prep.grading import CodeGrader, grade_rows
 from data_prep.grading.sandbox import Sandbox
-from data_prep.voting import agreements
+from data_prep.grading.voting import agreements
 from reasonforge.errors import RequestError
 
 pytestmark = pytest.mark.xdist_group("sandbox")

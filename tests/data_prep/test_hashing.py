@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.hashing import Unit, run_hashes, split_units
-from data_prep.native import compiled
+from data_prep.overlap.hashing import Unit, run_hashes, split_units
+from data_prep.overlap.native import compiled
 
 AWKWARD = ["", " ", "a", " a  b\tc\n", "\0a a\0 a \0", "héllo  wörld\u3000x", "日本語 テキスト", "x" * 5000, "\ud800 q",
            "a\x1cb\x85c\xa0d\u2028e", "\u200b a", "one", "🙂🙂 🙂"]  # fmt: skip

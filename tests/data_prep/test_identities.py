@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.identities import Identities, Repeat
+from data_prep.overlap.identities import Identities, Repeat
 
 IDS = st.sampled_from([f"id-{number}" for number in range(12)])
 CONTENTS = st.sampled_from([b"", b"one", b"two" * 9, b"\0"])

@@ -23,11 +23,11 @@ FILES = ("dataset.jsonl", "dropped.jsonl", "funnel.json", "README.md", "bad.json
 DRIVER = """
 import sys
 
-import data_prep.curation
+import data_prep.curation.curate
 from recipes.run_stage import main
 
 if __name__ == "__main__":
-    data_prep.curation.SHARD_BYTES = 30_000
+    data_prep.curation.curate.SHARD_BYTES = 30_000
     sys.exit(main())
 """
 

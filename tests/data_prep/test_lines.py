@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import lines
-from data_prep.lines import check_columns, count_lines, line_before, lines_of, parse_line, spans
+from data_prep.sources import lines
+from data_prep.sources.lines import check_columns, count_lines, line_before, lines_of, parse_line, spans
 from reasonforge.jsonl import BadRow
 
 LINES = st.lists(st.sampled_from([b"", b"  ", b'{"a": 1}', b'{"long": "' + b"x" * 90 + b'"}', b"no row"]), max_size=30)

@@ -12,9 +12,9 @@ import pytest
 from bpe_fixture import save_bpe
 from tokenizers import Tokenizer
 
-from data_prep import documents
-from data_prep.documents import document_spans, read_documents
 from data_prep.formats.megatron_indexed import Plan, write_indexed
+from data_prep.sources import documents
+from data_prep.sources.documents import document_spans, read_documents
 from reasonforge import jsonl
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import hashing, minhash
-from data_prep.deduplication import NearDeduplicator, NearDuplicates
-from data_prep.native import compiled
-from data_prep.sketching import SketchedDeduplicator, sketch_rows
+from data_prep.overlap import hashing, minhash
+from data_prep.overlap.deduplication import NearDeduplicator, NearDuplicates
+from data_prep.overlap.native import compiled
+from data_prep.overlap.sketching import SketchedDeduplicator, sketch_rows
 
 pytest.importorskip("numba")
 
@@ -30,7 +30,7 @@ def total(numbers, most):
 """
 SCRIPT = """
 import json, kernels, numpy
-from data_prep.native import compiled
+from data_prep.overlap.native import compiled
 total = compiled(kernels.total)
 found = [total(numpy.arange(10, dtype=numpy.uint8), most) for most in (20, 1000)]
 print(json.dumps([found, sum(total.stats.cache_hits.values()), sum(total.stats.cache_misses.values())]))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.deduplication import Duplicate, NearDeduplicator, NearDuplicates, Overlap, _text_of
-from data_prep.hashing import Unit, run_hashes, split_units
-from data_prep.minhash import BINS, RECALL, Index, bands_and_rows, sketch
-from data_prep.native import compiled
+from data_prep.overlap.deduplication import Duplicate, NearDeduplicator, NearDuplicates, Overlap, _text_of
+from data_prep.overlap.hashing import Unit, run_hashes, split_units
+from data_prep.overlap.minhash import BINS, RECALL, Index, bands_and_rows, sketch
+from data_prep.overlap.native import compiled
 
 Row = dict[str, str]
 DRAW = random.Random(7)

@@ -26,7 +26,7 @@ from nemo_place import nemo_python
 from data_prep.formats import packed_rows
 from data_prep.formats.bridge_packed import write_bridge_packed
 from data_prep.formats.nemo_packed import write_nemo_packed
-from data_prep.tokenization import tokenize_rows
+from data_prep.tokenization.dataset import tokenize_rows
 from reasonforge.errors import RequestError
 from reasonforge.files import read_json, read_jsonl, sha256_file
 

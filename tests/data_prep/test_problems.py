@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from data_prep.problems import FileSource, RunningSumSource, Source, normalise
-from data_prep.running_sum import count_distinct, parse
+from data_prep.sources.problems import FileSource, RunningSumSource, Source, normalise
+from data_prep.sources.running_sum import count_distinct, parse
 from reasonforge.errors import RequestError
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hub_server import serve
 
-from data_prep.hub import HubName, parse_hub
-from data_prep.rows import copy_rows, has_ids, pick
+from data_prep.sources.hub import HubName, parse_hub
+from data_prep.sources.rows import copy_rows, has_ids, pick
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl, write_jsonl
 from reasonforge.jsonl import BadRow
@@ -32,8 +32,8 @@ configs:
 READ = """
 import json, sys
 from pathlib import Path
-from data_prep.hub import commit_of
-from data_prep.rows import read_rows
+from data_prep.sources.hub import commit_of
+from data_prep.sources.rows import read_rows
 from reasonforge.errors import RequestError
 
 for source in sys.argv[1:]:
@@ -46,8 +46,8 @@ for source in sys.argv[1:]:
 MAKE = f"""
 import json, sys
 from pathlib import Path
-from data_prep.problems import FileSource
-from data_prep.traces import FileTraces
+from data_prep.sources.problems import FileSource
+from data_prep.sources.traces import FileTraces
 
 out = Path(sys.argv[1])
 out.mkdir()

@@ -3,8 +3,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import running_sum
-from data_prep.running_sum import RunningSum, count_distinct, draw, enumerate_all, parse
+from data_prep.sources import running_sum
+from data_prep.sources.running_sum import RunningSum, count_distinct, draw, enumerate_all, parse
 
 
 @given(st.integers(), st.integers(1, 8), st.integers(0, 5))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from data_prep.select_command import select
+from data_prep.commands.select import select
 from data_prep.selection import BalancedSelection, DiverseSelection, Selection, Selections, ShortestCorrectSelection
 from data_prep.selection.diverse import farthest
 from data_prep.selection.shares import fill

@@ -3,8 +3,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.deduplication import NearDeduplicator, NearDuplicates
-from data_prep.sketching import SketchedDeduplicator, sketch_rows
+from data_prep.overlap.deduplication import NearDeduplicator, NearDuplicates
+from data_prep.overlap.sketching import SketchedDeduplicator, sketch_rows
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "é"]), max_size=9).map(" ".join)
 

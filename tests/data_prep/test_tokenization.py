@@ -14,9 +14,10 @@ import pytest
 from bpe_fixture import save_bpe
 from tokenizer_fixture import CHATML, save_tokenizer
 
-from data_prep import chat_rows, tokenization
-from data_prep.chat_tokenizer import ChatTokenizer, Tokenized
-from data_prep.tokenization import Tokenization, finish, tokenize_file, tokenize_part, tokenize_rows
+from data_prep.tokenization import dataset as tokenization
+from data_prep.tokenization import rows as chat_rows
+from data_prep.tokenization.chat import ChatTokenizer, Tokenized
+from data_prep.tokenization.dataset import Tokenization, finish, tokenize_file, tokenize_part, tokenize_rows
 from reasonforge.artifacts import Artifact
 from reasonforge.config import key_config
 from reasonforge.errors import RequestError, StageError
@@ -290,14 +291,14 @@ DRIVER = """
 import sys
 from pathlib import Path
 
-import data_prep.tokenization
-from data_prep.tokenization import Tokenization, finish, tokenize_part
+import data_prep.tokenization.dataset
+from data_prep.tokenization.dataset import Tokenization, finish, tokenize_part
 from reasonforge.progress import Progress
 
 if __name__ == "__main__":
     dataset, model, out, scratch = map(Path, sys.argv[1:5])
     parts, workers = map(int, sys.argv[5:7])
-    data_prep.tokenization.SHARD_BYTES = 60_000
+    data_prep.tokenization.dataset.SHARD_BYTES = 60_000
     plan = Tokenization(dataset, model, 4000, held_out=20, seed=5)
     progress = Progress("tokenizing", 0, "shards")
     for part in range(parts):

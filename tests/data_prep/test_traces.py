@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from data_prep.problems import FileSource
-from data_prep.traces import FileTraces
+from data_prep.sources.problems import FileSource
+from data_prep.sources.traces import FileTraces
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl, write_jsonl
 from recipes.stage import StageContext

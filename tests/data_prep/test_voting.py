@@ -3,7 +3,7 @@ from itertools import permutations
 import pytest
 
 from data_prep.grading import ChoiceGrader, CodeGrader, ExactGrader, MathVerifyGrader, NumericGrader
-from data_prep.voting import Vote, Voting, agreements, vote, vote_rows
+from data_prep.grading.voting import Vote, Voting, agreements, vote, vote_rows
 from reasonforge.errors import RequestError
 
 

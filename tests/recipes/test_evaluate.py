@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.generation import HFEngine, Sampling
 from data_prep.grading import ExactGrader, MathVerifyGrader
-from data_prep.problems import RunningSumSource
+from data_prep.sources.problems import RunningSumSource
 from reasonforge.artifacts import Artifact
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl, write_jsonl

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from desk import QUIET, until
 
-from data_prep.problems import RunningSumSource
+from data_prep.sources.problems import RunningSumSource
 from reasonforge.errors import RequestError
 from reasonforge.files import read_jsonl
 from reasonforge.progress import Progress
@@ -36,7 +36,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with problems.jsonl, an untrained model of 20 k parameters, and tokens.parquet of its answers."""
     import torch
 
-    from data_prep.tokenization import tokenize_rows
+    from data_prep.tokenization.dataset import tokenize_rows
     from reasonforge.files import write_jsonl
     from recipes.engines.scratch import TinyModel
 

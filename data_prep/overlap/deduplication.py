@@ -17,9 +17,19 @@ from typing import Any
 
 from pydantic import Field
 
-from data_prep.hashing import BLOCK, Unit, Units, constants, run_hashes, shared, shared_words, split_units, weights
-from data_prep.minhash import Index, sketch
-from data_prep.native import compiled
+from data_prep.overlap.hashing import (
+    BLOCK,
+    Unit,
+    Units,
+    constants,
+    run_hashes,
+    shared,
+    shared_words,
+    split_units,
+    weights,
+)
+from data_prep.overlap.minhash import Index, sketch
+from data_prep.overlap.native import compiled
 from reasonforge.config import Strict
 
 Row = dict[str, Any]
@@ -90,7 +100,7 @@ def texts_of(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 
 class NearDeduplicator:
-    """Finds near-duplicates by MinHash and LSH (`data_prep.minhash`), and compares the texts of all that it finds.
+    """Finds near-duplicates by MinHash and LSH (`minhash`), and compares the texts of all that it finds.
 
     A row is a duplicate where it is similar enough to a row that is kept; being similar to a row that was itself
     dropped does not count, so similarity is not handed on from row to row. The texts of kept rows wait on the disk, in

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep import running_sum
 from data_prep.generation.sampling import TRACE_COLUMNS
-from data_prep.hub import commit_of, is_hub
-from data_prep.rows import files_of, good_row, needs_of, place_of, read_lines
-from data_prep.running_sum import RunningSum
+from data_prep.sources import running_sum
+from data_prep.sources.hub import commit_of, is_hub
+from data_prep.sources.rows import files_of, good_row, needs_of, place_of, read_lines
+from data_prep.sources.running_sum import RunningSum
 from reasonforge.config import Strict
 from reasonforge.errors import RequestError, nearest
 from reasonforge.files import sha256_text

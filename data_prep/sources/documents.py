@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from data_prep.lines import LINE_BYTES, Span, check_length, spans
+from data_prep.sources.lines import LINE_BYTES, Span, check_length, spans
 from reasonforge.errors import RequestError
 from reasonforge.jsonl import BadRow, Row, decoder, explained_row, nothing
 

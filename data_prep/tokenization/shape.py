@@ -1,9 +1,9 @@
 """Renders a prompt and a response without Jinja, where the chat template is shown to do the same with all like them.
 
-`data_prep.chat_tokenizer` asks it, since Jinja takes longer for a row than all the rest. A text is parts with fixed
+`chat` asks it, since Jinja takes longer for a row than all the rest. A text is parts with fixed
 text around them: the marks that the template looks for (`</think>`), and white space at the ends of parts. The template
-is run once for each fixed text that comes, with a character in place of each part; `data_prep.chat_proof` shows that it
-does the same whatever the parts say.
+is run once for each fixed text that comes, with a character in place of each part; `proof` shows that it does the same
+whatever the parts say.
 """
 
 import re
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from data_prep.chat_proof import TracedTemplate
-from data_prep.chat_template import ChatTemplate
 from data_prep.thinking import THINK_OPEN
+from data_prep.tokenization.proof import TracedTemplate
+from data_prep.tokenization.template import ChatTemplate
 
 _MOST_PARTS = 8
 """Of a prompt or of a response; a text with more is left to the template."""

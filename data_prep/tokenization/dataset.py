@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.chat_rows import Chats, read_chats
-from data_prep.chat_tokenizer import Batch, ChatTokenizer
 from data_prep.formats.parquet_parts import concatenate
 from data_prep.formats.tokens_parquet import TokensWriter, split
-from data_prep.lines import Span, spans
 from data_prep.shards import map_shards
+from data_prep.sources.lines import Span, spans
+from data_prep.tokenization.chat import Batch, ChatTokenizer
+from data_prep.tokenization.rows import Chats, read_chats
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import jsonl_line, published, read_jsonl, write_json
 from reasonforge.progress import Progress

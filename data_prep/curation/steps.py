@@ -1,6 +1,6 @@
 """What curation does with rows, in this order, as one configuration: each step is there only where it is given.
 
-The stage `curate` and the commands `reasonforge data …` fill it in; `data_prep.curation` does it.
+The stage `curate` and the commands `reasonforge data …` fill it in; `data_prep.curation.curate` does it.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from typing import Literal
 from pydantic import Field
 
 from data_prep.annotation import Annotations
-from data_prep.decontamination import Decontamination
-from data_prep.deduplication import NearDuplicates
 from data_prep.filters import Filter, Filters
 from data_prep.grading import Grader
-from data_prep.rows import files_of, needs_of
+from data_prep.overlap.decontamination import Decontamination
+from data_prep.overlap.deduplication import NearDuplicates
 from data_prep.selection import Selections
+from data_prep.sources.rows import files_of, needs_of
 from reasonforge.config import Strict
 
 OnBadRows = Literal["refuse", "set_aside"]

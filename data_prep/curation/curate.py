@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.decontamination import Benchmark
-from data_prep.gathering import gather
+from data_prep.curation.gathering import gather
+from data_prep.curation.shard_work import Shard, ShardJob, Workbench, work_shard
+from data_prep.curation.steps import Steps
 from data_prep.generation.sampling import MakeProgress
-from data_prep.lines import count_lines, spans
-from data_prep.rows import Source
-from data_prep.shard_work import Shard, ShardJob, Workbench, work_shard
+from data_prep.overlap.decontamination import Benchmark
 from data_prep.shards import work_in_processes
-from data_prep.steps import Steps
+from data_prep.sources.lines import count_lines, spans
+from data_prep.sources.rows import Source
 from reasonforge.disk import plain_disk_errors
 
 SHARD_BYTES = 4 << 20

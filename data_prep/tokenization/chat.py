@@ -1,8 +1,8 @@
 """One prompt and its response as token ids with a completion mask, through the model's own chat template.
 
-`data_prep.tokenization` feeds it. The whole text is encoded once and cut by offsets: encoding the prompt alone gives
+`dataset` feeds it. The whole text is encoded once and cut by offsets: encoding the prompt alone gives
 other tokens where the response starts with what the tokenizer merges with the prompt's end. Most rows need neither
-offsets nor Jinja nor a second encoding (`data_prep.chat_layout`), and are the same without.
+offsets nor Jinja nor a second encoding (`data_prep.tokenization.layout`), and are the same without.
 """
 
 import re
@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from data_prep.chat_layout import find_layout
-from data_prep.chat_shape import Shape, find_shape, keeps
-from data_prep.chat_template import ChatTemplate
-from data_prep.encoder import TextEncoder
 from data_prep.thinking import THINK_CLOSE, THINK_OPEN
+from data_prep.tokenization.encoder import TextEncoder
+from data_prep.tokenization.layout import find_layout
+from data_prep.tokenization.shape import Shape, find_shape, keeps
+from data_prep.tokenization.template import ChatTemplate
 from reasonforge.errors import RequestError
 from reasonforge.files import sha256_file, sha256_text
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from data_prep.hashing import Units, constants, run_hashes, split_units
-from data_prep.native import compiled
+from data_prep.overlap.hashing import Units, constants, run_hashes, split_units
+from data_prep.overlap.native import compiled
 from reasonforge.config import Strict
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.hashing import Hashes, Places
+    from data_prep.overlap.hashing import Hashes, Places
 
 ENDING = 4
 """Words at the end of a short problem by which it is looked for; the beginnings of problems are more alike."""
@@ -26,7 +26,7 @@ class Benchmark(Strict):
     """A file of evaluation problems that no row may share words with."""
 
     path: str
-    """A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet), a saved split, or a Hub name, as `data_prep.rows` reads it."""
+    """A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet), a saved split, or a Hub name (see `data_prep.sources.rows`)."""
     column: str = "prompt"
     """Where it has the problem's text."""
     name: str | None = None

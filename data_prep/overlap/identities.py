@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from data_prep.rows import place_of
+from data_prep.sources.rows import place_of
 
 _BUCKETS = 256
 _ID_BYTES, _CONTENT_BYTES, _NUMBER_BYTES = 16, 8, 6

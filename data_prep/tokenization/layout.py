@@ -1,6 +1,6 @@
 """Where the response begins among the tokens of a conversation, told by the control tokens of the chat template alone.
 
-`data_prep.chat_tokenizer` uses it on whole batches: no row needs Jinja, a second encoding of its prompt, or a search
+`data_prep.tokenization.chat` uses it on whole batches: no row needs Jinja, a second encoding of its prompt, or a search
 for control tokens in its text. What does not look exactly as it must is left to the careful way, row by row.
 """
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from data_prep.chat_shape import Shape
-from data_prep.encoder import TextEncoder
 from data_prep.thinking import THINK_CLOSE, THINK_OPEN
+from data_prep.tokenization.encoder import TextEncoder
+from data_prep.tokenization.shape import Shape
 
 if TYPE_CHECKING:
     import numpy as np

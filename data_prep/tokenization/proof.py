@@ -1,14 +1,14 @@
 """Shows that a chat template does the same with all texts that are alike, by running it once and reading its tree.
 
-`data_prep.chat_shape` asks it. Nothing is guessed: of the statements that were run, each that sees what a message says
-must only print it, join it, cut it at fixed marks, trim white space off it, or ask whether it has a mark.
+`shape` asks it. Nothing is guessed: of the statements that were run, each that sees what a
+message says must only print it, join it, cut it at fixed marks, trim white space off it, or ask whether it has a mark.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any
 
-from data_prep.chat_template import ChatTemplate, Messages, environment
+from data_prep.tokenization.template import ChatTemplate, Messages, environment
 
 
 class TracedTemplate:

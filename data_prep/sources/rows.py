@@ -1,7 +1,7 @@
 """Rows of a user's file, dataset directory or dataset on the Hub as plain JSON values; errors name the line or row.
 
 Files are .jsonl, also compressed (.jsonl.gz, .jsonl.zst), and .parquet; a directory is what `datasets` saved
-(`Dataset.save_to_disk`); a name on the Hub is `hub:OWNER/NAME` (`data_prep.hub`). Problems, traces and benchmarks are
+(`Dataset.save_to_disk`); a name on the Hub is `hub:OWNER/NAME` (`hub`). Problems, traces and benchmarks are
 read with it. A batch of rows is in memory, never all.
 """
 
@@ -16,8 +16,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
-from data_prep.hub import BATCH_ROWS, is_hub, read_hub
-from data_prep.lines import Line, check_columns, count_lines, lines_in, lines_of, open_file
+from data_prep.sources.hub import BATCH_ROWS, is_hub, read_hub
+from data_prep.sources.lines import Line, check_columns, count_lines, lines_in, lines_of, open_file
 from reasonforge.errors import RequestError, nearest
 from reasonforge.files import jsonl_line, published
 from reasonforge.jsonl import BadRow, Row

@@ -16,21 +16,21 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from data_prep.deduplication import Deduplicator, Duplicate
-from data_prep.funnel import Funnel
+from data_prep.curation.funnel import Funnel
+from data_prep.curation.shard_work import Shard, ShardJob
 from data_prep.generation.sampling import MakeProgress
 from data_prep.grading import VERDICTS
-from data_prep.identities import Identities
-from data_prep.rows import Source
-from data_prep.shard_work import Shard, ShardJob
-from data_prep.sketching import SketchedDeduplicator
+from data_prep.overlap.deduplication import Deduplicator, Duplicate
+from data_prep.overlap.identities import Identities
+from data_prep.overlap.sketching import SketchedDeduplicator
+from data_prep.sources.rows import Source
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import fsync_path, jsonl_line, read_jsonl, write_json
 from reasonforge.jsonl import Row
 from reasonforge.progress import Progress
 
 if TYPE_CHECKING:
-    from data_prep.minhash import Signatures
+    from data_prep.overlap.minhash import Signatures
 
 BATCH_ROWS = 1000
 """Marks that are read at a time; what comes out does not depend on it."""
@@ -41,7 +41,7 @@ DATASET, DROPPED, BAD, FUNNEL = "dataset.jsonl", "dropped.jsonl", "bad.jsonl", "
 def gather(
     job: ShardJob, sources: Sequence[Source], shards: Sequence[Shard], out: Path, *, seed: int, progress: MakeProgress
 ) -> dict[str, Any]:
-    """Write what `data_prep.curation.Curation.finish` describes into `out`, and return counts."""
+    """Write what `data_prep.curation.curate.Curation.finish` describes into `out`, and return counts."""
     steps = job.steps
     kept_file = job.scratch / "kept-0.jsonl" if steps.select else out / DATASET
     with ExitStack() as files:

@@ -1,6 +1,6 @@
 """The tiny task: a labelled running sum whose every total lies in 0..20, learnable from scratch on two CPU cores.
 
-`data_prep.problems` makes problems of it and the programmatic teacher reads their prompts. A prompt is
+`data_prep.sources.problems` makes problems of it and the programmatic teacher reads their prompts. A prompt is
 `Start: 9`, then one line a term: its label and its signed digit (`a+3`, `b+6`, `c-8`).
 """
 

@@ -1,6 +1,6 @@
 """MinHash signatures of texts, and an index that finds earlier texts of a similar signature (LSH).
 
-`data_prep.deduplication` uses it for near-duplicates and compares the texts of what is found. One hash of a shingle
+`deduplication` uses it for near-duplicates and compares the texts of what is found. One hash of a shingle
 gives it a bin and a rank (one-permutation hashing). Where a text has few different shingles, further rounds fill more
 bins, as in Fast Similarity Sketching (Dahlgaard, Knudsen and Thorup 2017, arXiv 1704.04370); bins that are empty in the
 end copy others that a random walk of their own chooses (optimal densification, Shrivastava 2017, arXiv 1703.04664). Of
@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from data_prep.hashing import constants, mixed
-from data_prep.native import compiled
+from data_prep.overlap.hashing import constants, mixed
+from data_prep.overlap.native import compiled
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.hashing import Hashes
+    from data_prep.overlap.hashing import Hashes
 
     Signatures = NDArray[np.uint8]
 
@@ -53,7 +53,7 @@ def sketch(runs: "Hashes", offsets: "NDArray[np.int64]", shingle: int, bins: int
     """The signature of each text: uint8, texts × bins. It depends on the set of a text's shingles and `bins`.
 
     Args:
-        runs: the hashes of the texts' shingles, from `data_prep.hashing.run_hashes`.
+        runs: the hashes of the texts' shingles, from `data_prep.overlap.hashing.run_hashes`.
         offsets: the texts' `Units.offsets`.
         shingle: units in a shingle.
         bins: bytes in a signature.

@@ -7,12 +7,12 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.deduplication import Duplicate, NearDuplicates, Overlap, texts_of
-from data_prep.hashing import run_hashes, split_units
-from data_prep.minhash import Index, bands_and_rows, sketch
+from data_prep.overlap.deduplication import Duplicate, NearDuplicates, Overlap, texts_of
+from data_prep.overlap.hashing import run_hashes, split_units
+from data_prep.overlap.minhash import Index, bands_and_rows, sketch
 
 if TYPE_CHECKING:
-    from data_prep.minhash import Signatures
+    from data_prep.overlap.minhash import Signatures
 
 Row = dict[str, Any]
 

@@ -1,6 +1,6 @@
 """Texts to token ids with the tokenizer.json of a Hugging Face model directory, by the fastest encoder that is exact.
 
-The writers of `data_prep.formats` and `data_prep.chat_tokenizer` call it; neither torch nor transformers is imported.
+The writers of `data_prep.formats` and `chat` call it; neither torch nor transformers is imported.
 gigatoken takes the texts on which it is known to agree with `tokenizers`, fastokens the others, and `tokenizers` all
 of them where a tokenizer, or this machine, has no faster way: the ids are the same.
 """

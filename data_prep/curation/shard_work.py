@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.annotation import annotate
-from data_prep.decontamination import Benchmark, EvaluationIndex
-from data_prep.deduplication import equality_key
+from data_prep.curation.steps import Steps
 from data_prep.grading import GradingPool
-from data_prep.lines import Line, Span, check_columns, count_lines, line_before, lines_of, parse_line
-from data_prep.rows import Source, checked_rows, place_of
-from data_prep.sketching import sketch_rows
-from data_prep.steps import Steps
+from data_prep.overlap.decontamination import Benchmark, EvaluationIndex
+from data_prep.overlap.deduplication import equality_key
+from data_prep.overlap.sketching import sketch_rows
+from data_prep.sources.lines import Line, Span, check_columns, count_lines, line_before, lines_of, parse_line
+from data_prep.sources.rows import Source, checked_rows, place_of
 from reasonforge.errors import RequestError
 from reasonforge.files import jsonl_line, published
 from reasonforge.jsonl import BadRow, Row

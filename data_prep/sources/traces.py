@@ -12,13 +12,13 @@ from typing import IO, Any, Literal
 
 from pydantic import Field, field_validator
 
+from data_prep.curation.steps import OnBadRows
 from data_prep.generation.sampling import TRACE_COLUMNS, publish_traces
-from data_prep.hub import commit_of, is_hub
-from data_prep.identities import Identities
-from data_prep.lines import Line
-from data_prep.problems import RESERVED, normalise
-from data_prep.rows import bad_line, files_of, needs_of, pick, read_lines, refuse
-from data_prep.steps import OnBadRows
+from data_prep.overlap.identities import Identities
+from data_prep.sources.hub import commit_of, is_hub
+from data_prep.sources.lines import Line
+from data_prep.sources.problems import RESERVED, normalise
+from data_prep.sources.rows import bad_line, files_of, needs_of, pick, read_lines, refuse
 from reasonforge.config import Strict
 from reasonforge.errors import nearest
 from reasonforge.files import jsonl_line, sha256_text

@@ -46,7 +46,7 @@ def generate(
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The problems; RequestError where there are none, where one lacks a column, or two have one id."""
-    from data_prep.rows import checked_lines, place_of
+    from data_prep.sources.rows import checked_lines, place_of
     from reasonforge.errors import RequestError
 
     rows: dict[str, dict[str, Any]] = {}

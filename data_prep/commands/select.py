@@ -40,8 +40,8 @@ def select(
     """Take some of the rows: balanced, shortest correct, diverse, or of diverse gradients. The others say why not."""
     from pydantic import Field
 
+    from data_prep.curation.steps import Steps
     from data_prep.selection import Selections
-    from data_prep.steps import Steps
     from reasonforge.config import Strict, load_options
 
     class Options(Strict):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_prep.native import compiled
+from data_prep.overlap.native import compiled
 
 if TYPE_CHECKING:
     import numpy as np

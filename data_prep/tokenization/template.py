@@ -1,6 +1,6 @@
 """A model's chat template, rendered as transformers renders it but without importing transformers.
 
-`data_prep.chat_tokenizer` uses it. A template is foreign code, so it runs in Jinja's sandbox and sees plain data only.
+`chat` uses it. A template is foreign code, so it runs in Jinja's sandbox and sees plain data only.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Reads prompts and responses from a byte range of a jsonl file, some rows at a time; names every bad line.
 
-`data_prep.tokenization` calls it. msgspec, where it is installed, is only faster: the rows are the same without it.
+`dataset` calls it. msgspec, where it is installed, is only faster: the rows are the same without it.
 """
 
 import importlib
@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import BadLine, read_lines, read_object, read_texts, refuse
-from data_prep.lines import Span
+from data_prep.sources.documents import BadLine, read_lines, read_object, read_texts, refuse
+from data_prep.sources.lines import Span
 
 BATCH_BYTES = 256 << 10
 """What is read at once; a batch is never smaller than a line."""
