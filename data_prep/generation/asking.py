@@ -5,7 +5,6 @@
 
 import asyncio
 import resource
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.generation.chat import ChatAnswer, ChatRequest, Service, failure
+from data_prep.generation.endpoint import Endpoint
 from data_prep.generation.journal import Journal
 from data_prep.generation.sampling import MakeProgress
 from reasonforge.errors import ReasonforgeError, StageError
@@ -33,29 +33,6 @@ _NOTICED_S = 2.0
 """How long a lost connection waits for the news that the server behind it ended."""
 _ENDING_S = 30.0
 """How long a server that gives requests up may take to end."""
-
-
-class Endpoint(ABC):
-    """Where requests go: something fixed, or a server of our own that may end and come back at another port."""
-
-    concurrency: int
-    """Requests under way at once."""
-    lives: int = 1
-    """Servers that may end under one request before it counts as failed."""
-    trust_environment: bool = True
-    """Whether the proxies of the environment hold for it; not for a server on this machine."""
-
-    @abstractmethod
-    async def ready(self) -> tuple[str, "asyncio.Future[None]"]:
-        """Wait until it takes requests: its URL, and a future that is done when what is there now has ended."""
-
-    @abstractmethod
-    async def keep(self) -> None:
-        """Runs beside the requests, cancelled when all are answered. Raises StageError where it cannot go on."""
-
-    @abstractmethod
-    def answered(self) -> None:
-        """Told of every answer."""
 
 
 class FixedEndpoint(Endpoint):

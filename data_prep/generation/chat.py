@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from data_prep.generation.endpoint import Endpoint
 from data_prep.generation.sampling import Sampling
 from reasonforge.errors import RequestError
 from reasonforge.files import canonical_json, sha256_text
 
 if TYPE_CHECKING:
     from openai import OpenAIError
-
-    from data_prep.generation.asking import Endpoint
 
 NO_KEY = "none"
 """What is sent where an endpoint wants no key: the client sends something always."""
@@ -69,7 +68,7 @@ class Service:
     """The model's name, as the endpoints know it."""
     identity: Any
     """What beside the request decides the answer, as JSON: never a port, for a server may move."""
-    endpoints: "Sequence[Endpoint]"
+    endpoints: Sequence[Endpoint]
     """All take from one queue."""
     api_key: str
     """Sent with every request, and never shown."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from data_prep.generation.asking import Endpoint
+from data_prep.generation.endpoint import Endpoint
 from reasonforge.errors import StageError
 from reasonforge.processes import start_guarded
 

@@ -6,89 +6,23 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from desk import QUIET, until
 from nemo_place import ROOT, nemo_python, start_nemo
-from nemo_runs import OPTIONS, SHAPE, load, metrics, traces
+from nemo_runs import SHAPE, load, metrics, traces
+from stage_runs import STEPS, Place, checkpoints, events, scratch, steps_done
 
 from reasonforge import artifacts
 from recipes.engines.scratch import TinyModel
 from recipes.interruption import EXIT_INTERRUPTED
-from recipes.recipe import Recipe, save_resolved
 from recipes.run_directory import RunDirectory
-from recipes.run_stage import open_job, run_stage
+from recipes.run_stage import run_stage
 
 pytestmark = pytest.mark.xdist_group("nemo")
-
-STEPS = 40
-ENGINE = {**OPTIONS, "steps": STEPS, "save_every": 4}
-
-
-def make_run(root: Path, model: Path, **engine: Any) -> RunDirectory:
-    """A run that has done all that comes before the training."""
-    run = RunDirectory(root)
-    stages = {
-        "problems": {"type": "problems", "source": {"type": "running_sum", "train": 200, "eval": 5}},
-        "base": {"type": "base_model", "source": {"type": "checkpoint", "path": str(model)}},
-        "generate": {"type": "generate", "inputs": {"problems": "problems"}, "engine": {"type": "programmatic"}},
-        "curate": {
-            "type": "curate",
-            "inputs": {"traces": "generate", "problems": "problems"},
-            "grader": {"type": "exact"},
-        },
-        "tokenize": {"type": "tokenize", "inputs": {"dataset": "curate", "model": "base"}, "max_tokens": 200},
-        "import": {
-            "type": "import_checkpoint", "inputs": {"model": "base"}, "directory": "nemo", "layer_spec": "local",
-            "pad_vocabulary": 4,
-        },
-        "distill": {
-            "type": "distill", "inputs": {"model": "import", "tokens": "tokenize"}, "engine": {**ENGINE, **engine},
-        },
-        "export": {"type": "export_checkpoint", "inputs": {"checkpoint": "distill"}},
-    }  # fmt: skip
-    save_resolved(Recipe.model_validate({"name": "r", "seed": 1, "stages": stages}), run.recipe)
-    for stage in ("problems", "base", "generate", "curate", "tokenize", "import"):
-        run_stage(run, stage)
-    return run
-
-
-@dataclass
-class Place:
-    """Where the tests of this file work."""
-
-    root: Path
-    model: Path
-
-    def run(self, name: str, **engine: Any) -> RunDirectory:
-        return make_run(self.root / name, self.model, **engine)
-
-    def start(self, run: RunDirectory, **variables: str) -> "subprocess.Popen[bytes]":
-        """A process that does the training of a run."""
-        arguments = ("-m", "recipes.run_stage", run.root, "distill")
-        return start_nemo(self.root, self.log(run), *arguments, **QUIET, **variables)
-
-    def start_two(self, run: RunDirectory) -> "list[subprocess.Popen[bytes]]":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [self.start(run, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-
-    def log(self, run: RunDirectory) -> Path:
-        return self.root / f"{run.name}.log"
-
-    def finish(self, run: RunDirectory) -> artifacts.Artifact:
-        process = self.start(run)
-        assert process.wait() == 0, self.log(run).read_text()[-6000:]
-        return artifacts.verify(run.stage("distill"))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("nemo-stage")
     turns = [(row["prompt"], row["response"]) for row in traces(100)]
     TinyModel(**{**SHAPE, "layers": 4}).build(turns, root / "model", seed=0)  # for two stages of two chunks each
-    return Place(root, root / "model")
+    return Place(root, root / "model", "nemo", "nemo", start_nemo)
 
 
 @pytest.fixture(scope="module")
@@ -107,24 +41,6 @@ def whole(place: Place) -> RunDirectory:
     place.finish(run)
     run_stage(run, "export")
     return run
-
-
-def scratch(run: RunDirectory) -> Path:
-    return open_job(run, "distill").workspace / "scratch"
-
-
-def steps_done(run: RunDirectory) -> int:
-    path = scratch(run) / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def checkpoints(run: RunDirectory, *, whole: bool = True) -> list[int]:
-    found = (scratch(run) / "checkpoints").glob("step-*")
-    return sorted(int(path.name[5:]) for path in found if (path / "complete").exists() or not whole)
-
-
-def events(run: RunDirectory) -> list[str]:
-    return [event["event"] for event in run.read_events() if event.get("stage") == "distill"]
 
 
 def test_the_result_goes_home_to_hugging_face(whole: RunDirectory) -> None:

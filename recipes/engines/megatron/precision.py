@@ -164,3 +164,38 @@ def recompute_fields(recompute: Any) -> dict[str, Any]:
         "recompute_method": chosen and chosen.method,
         "recompute_num_layers": chosen and chosen.layers,
     }
+
+
+_CORE_NAMES = {
+    "fp8-delayed": "delayed", "fp8-current": "tensorwise", "fp8-blockwise": "blockwise", "mxfp8": "mxfp8",
+}  # fmt: skip
+
+
+def core_fields(precision: BF16) -> dict[str, Any]:
+    """A precision's fields by megatron-core's names, which NeMo's plugin and Bridge's configuration both have."""
+    found: dict[str, Any] = {"grad_reduce_in_fp32": precision.gradients_fp32}
+    if not isinstance(precision, _FP8):
+        return found
+    found |= {
+        "fp8_recipe": _CORE_NAMES[precision.type],
+        "fp8": precision.format,
+        "fp8_param_gather": precision.fp8_parameters,
+    }
+    if isinstance(precision, FP8Delayed):
+        found |= {
+            "fp8_margin": precision.margin,
+            "fp8_amax_history_len": precision.amax_history,
+            "fp8_amax_compute_algo": precision.amax_algorithm,
+            "fp8_multi_head_attention": precision.multi_head_attention,
+        }
+    if isinstance(precision, FP8Delayed | FP8Current):
+        found["fp8_dot_product_attention"] = precision.attention
+    if isinstance(precision, _Scaled):
+        found |= {
+            "first_last_layers_bf16": precision.first_layers_bf16 + precision.last_layers_bf16 > 0,
+            "num_layers_at_start_in_bf16": precision.first_layers_bf16,
+            "num_layers_at_end_in_bf16": precision.last_layers_bf16,
+        }
+    if isinstance(precision, MXFP8):
+        found["reuse_grad_buf_for_mxfp8_param_ag"] = precision.fp8_parameters
+    return found

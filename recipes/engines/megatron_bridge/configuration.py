@@ -11,7 +11,7 @@ from typing import Any
 
 from reasonforge.errors import RequestError
 from recipes.engines.megatron.options import LogitDistillation, NsysProfile
-from recipes.engines.megatron.precision import BF16, FP32, MXFP8, FP8Blockwise, FP8Current, FP8Delayed
+from recipes.engines.megatron.precision import BF16, FP32, MXFP8, FP8Blockwise, FP8Current, FP8Delayed, core_fields
 from recipes.engines.megatron_bridge.models import provider_of, weights_of
 from recipes.engines.megatron_bridge.options import MegatronBridgeEngine
 
@@ -92,14 +92,14 @@ BRIDGE_KEYS: dict[str, tuple[str, ...]] = {
 """Every option and where it goes: keys of the ConfigContainer as `flatten` names them, after Bridge has laid its own
 rules over it (`runtime_config_update`), or the module of ours that reads it."""
 
-_PRECISIONS: dict[type[BF16], tuple[str, str]] = {
-    BF16: ("bf16_mixed", ""),
-    FP8Delayed: ("bf16_with_fp8_delayed_scaling_mixed", "delayed"),
-    FP8Current: ("bf16_with_fp8_current_scaling_mixed", "tensorwise"),
-    FP8Blockwise: ("bf16_with_fp8_subchannel_scaling_mixed", "blockwise"),
-    MXFP8: ("bf16_with_mxfp8_mixed", "mxfp8"),
+_PRECISIONS: dict[type[BF16], str] = {
+    BF16: "bf16_mixed",
+    FP8Delayed: "bf16_with_fp8_delayed_scaling_mixed",
+    FP8Current: "bf16_with_fp8_current_scaling_mixed",
+    FP8Blockwise: "bf16_with_fp8_subchannel_scaling_mixed",
+    MXFP8: "bf16_with_mxfp8_mixed",
 }
-"""Bridge's own configuration of each precision, and megatron-core's name for the recipe."""
+"""Bridge's own configuration of each precision."""
 
 
 def training_config(
@@ -297,26 +297,9 @@ def _precision(engine: MegatronBridgeEngine) -> Any:
     precision = engine.precision
     if isinstance(precision, FP32):
         return MixedPrecisionConfig(fp32=True, params_dtype=torch.float32, pipeline_dtype=torch.float32)
-    own, name = _PRECISIONS[type(precision)]
-    config = get_mixed_precision_config(own)
-    config.grad_reduce_in_fp32 = precision.gradients_fp32
-    if not name:
-        return config
-    given = precision.model_dump()
-    config.fp8_recipe = name
-    config.fp8, config.fp8_param_gather = given["format"], given["fp8_parameters"]
-    if isinstance(precision, FP8Delayed):
-        config.fp8_margin, config.fp8_amax_history_len = precision.margin, precision.amax_history
-        config.fp8_amax_compute_algo = precision.amax_algorithm
-        config.fp8_multi_head_attention = precision.multi_head_attention
-    else:
-        first, last = given["first_layers_bf16"], given["last_layers_bf16"]
-        config.first_last_layers_bf16 = first + last > 0
-        config.num_layers_at_start_in_bf16, config.num_layers_at_end_in_bf16 = first, last
-    if "attention" in given:
-        config.fp8_dot_product_attention = given["attention"]
-    if isinstance(precision, MXFP8):
-        config.reuse_grad_buf_for_mxfp8_param_ag = precision.fp8_parameters
+    config = get_mixed_precision_config(_PRECISIONS[type(precision)])
+    for name, value in core_fields(precision).items():
+        setattr(config, name, value)
     return config
 
 

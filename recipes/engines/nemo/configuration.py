@@ -9,7 +9,7 @@ from typing import Any
 
 from reasonforge.errors import RequestError
 from recipes.engines.megatron.options import LogitDistillation, NsysProfile
-from recipes.engines.megatron.precision import BF16, FP32, MXFP8, FP8Blockwise, FP8Current, FP8Delayed
+from recipes.engines.megatron.precision import BF16, FP32, MXFP8, FP8Blockwise, FP8Current, FP8Delayed, core_fields
 from recipes.engines.nemo import models
 from recipes.engines.nemo.options import NeMoEngine
 
@@ -95,14 +95,14 @@ NEMO_KEYS: dict[str, tuple[str, ...]] = {
 """Every option and where it goes: keys of the Partial as `flatten` names them, or the module of ours that reads it.
 Where several are named, the option goes into all of them, or into the one of its type."""
 
-_FP8_RECIPES: dict[type[BF16], tuple[str, str]] = {
-    BF16: ("bf16_mixed", ""),
-    FP8Delayed: ("bf16_with_fp8_mixed", "delayed"),
-    FP8Current: ("bf16_with_fp8_current_scaling_mixed", "tensorwise"),
-    FP8Blockwise: ("bf16_with_fp8_subchannel_scaling_mixed", "blockwise"),
-    MXFP8: ("bf16_with_mxfp8_mixed", "mxfp8"),
+_RECIPES: dict[type[BF16], str] = {
+    BF16: "bf16_mixed",
+    FP8Delayed: "bf16_with_fp8_mixed",
+    FP8Current: "bf16_with_fp8_current_scaling_mixed",
+    FP8Blockwise: "bf16_with_fp8_subchannel_scaling_mixed",
+    MXFP8: "bf16_with_mxfp8_mixed",
 }
-"""NeMo's own plugin for each precision, and megatron-core's name for the recipe."""
+"""NeMo's own plugin for each precision."""
 
 
 def training_recipe(
@@ -256,26 +256,9 @@ def _precision(engine: NeMoEngine) -> Any:
         return nemo_run.Config(
             MegatronMixedPrecision, precision="32", params_dtype=torch.float32, grad_reduce_in_fp32=True
         )
-    factory, name = _FP8_RECIPES[type(precision)]
-    plugin = getattr(mixed_precision, factory)()
-    plugin.grad_reduce_in_fp32 = precision.gradients_fp32
-    if not name:
-        return plugin
-    fields = precision.model_dump()
-    plugin.fp8_recipe = name
-    plugin.fp8, plugin.fp8_param_gather = fields["format"], fields["fp8_parameters"]
-    if isinstance(precision, FP8Delayed):
-        plugin.fp8_margin, plugin.fp8_amax_history_len = precision.margin, precision.amax_history
-        plugin.fp8_amax_compute_algo = precision.amax_algorithm
-        plugin.fp8_multi_head_attention = precision.multi_head_attention
-    else:
-        first, last = fields["first_layers_bf16"], fields["last_layers_bf16"]
-        plugin.first_last_layers_bf16 = first + last > 0
-        plugin.num_layers_at_start_in_bf16, plugin.num_layers_at_end_in_bf16 = first, last
-    if "attention" in fields:
-        plugin.fp8_dot_product_attention = fields["attention"]
-    if isinstance(precision, MXFP8):
-        plugin.reuse_grad_buf_for_mxfp8_param_ag = precision.fp8_parameters
+    plugin = getattr(mixed_precision, _RECIPES[type(precision)])()
+    for name, value in core_fields(precision).items():
+        setattr(plugin, name, value)
     return plugin
 
 
