@@ -81,11 +81,7 @@ def test_stopped_killed_and_torn_it_ends_as_if_nothing_had_been(place: Place, wh
     assert published.receipt.counts == artifacts.load(whole.stage("distill")).receipt.counts
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [{"tensor": 2}, {"pipeline": 2}, {"pipeline": 2, "virtual_pipeline": 2}],
-    ids=["every-matrix", "the-layers", "the-layers-in-turns"],
-)
+@pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}], ids=["every-matrix", "the-layers"])
 def test_two_processes_share(layout: dict[str, int], place: Place, whole: RunDirectory) -> None:
     """The losses and gradients of one process, though only the last stage knows the loss, published once."""
     run = place.run("-".join(layout), parallelism=layout, micro_batch_size=2)
