@@ -185,15 +185,16 @@ def test_a_directory_that_is_no_run_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_error_nobody_foresaw_is_logged_whole_and_told_in_a_line(run: RunDirectory) -> None:
-    before = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-    done = command(run.root, "problems", before=before)
+    done = command(
+        run.root, "problems", before="import sys; from data_prep.sources import running_sum as task; del task.draw"
+    )
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     *_, last = run.read_events()
     assert (last["event"], last["exit_code"], last["error"]) == (
         "stage_failed",
         1,
-        "OSError: [Errno 27] File too large",
+        "AttributeError: module 'data_prep.sources.running_sum' has no attribute 'draw'",
     )
     assert not run.stage("problems").exists()
     assert run_stage(run, "problems").receipt.cost.attempt == 2
