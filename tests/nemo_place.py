@@ -11,11 +11,16 @@ SHIM = Path(__file__).with_name("nemo_cpu.py")
 
 
 def nemo_python() -> str:
-    """The interpreter that has nemo_toolkit; where there is none, the test is skipped, but fails where CI is true."""
-    place = ROOT / ".venv-nemo/bin/python"
-    python = os.environ.get("NEMO_PYTHON") or (str(place) if place.exists() else "")
+    """The interpreter that has nemo_toolkit; see `framework_python`."""
+    return framework_python("nemo", "nemo_toolkit")
+
+
+def framework_python(name: str, package: str) -> str:
+    """The interpreter that has a framework; where there is none, the test is skipped, but fails where CI is true."""
+    variable, place = f"{name.upper()}_PYTHON", ROOT / f".venv-{name}/bin/python"
+    python = os.environ.get(variable) or (str(place) if place.exists() else "")
     if not python:
-        reason = "NEMO_PYTHON names no interpreter with nemo_toolkit, and there is none of `make nemo-env`"
+        reason = f"{variable} names no interpreter with {package}, and there is none of `make {name}-env`"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
@@ -36,9 +41,16 @@ def nemo_environment(home: Path, **more: str) -> dict[str, str]:
 
 def start_nemo(home: Path, log: Path, *arguments: object, **variables: str) -> "subprocess.Popen[bytes]":
     """Start NeMo without a GPU with the arguments of nemo_cpu.py; its output goes into a log."""
+    return start_framework(nemo_python(), SHIM, home, log, *arguments, **variables)
+
+
+def start_framework(
+    python: str, shim: Path, home: Path, log: Path, *arguments: object, **variables: str
+) -> "subprocess.Popen[bytes]":
+    """Start a framework's interpreter with a shim and what it is to run; its output goes into a log."""
     with open(log, "ab") as handle:
         return subprocess.Popen(
-            [nemo_python(), str(SHIM), *map(str, arguments)],
+            [python, str(shim), *map(str, arguments)],
             env=nemo_environment(home, **variables),
             stdout=handle,
             stderr=subprocess.STDOUT,
