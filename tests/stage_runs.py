@@ -3,6 +3,8 @@
 The engines run in the real NeMo and Megatron-Bridge on the CPU: killed, told to stop, resumed, shared by two processes.
 """
 
+import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -10,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from desk import QUIET
-from nemo_runs import OPTIONS
+from desk import QUIET, until
+from nemo_runs import OPTIONS, metrics
 
 from reasonforge import artifacts
+from recipes.interruption import EXIT_INTERRUPTED
 from recipes.recipe import Recipe, save_resolved
 from recipes.run_directory import RunDirectory
 from recipes.run_stage import open_job, run_stage
@@ -101,3 +104,32 @@ def checkpoints(run: RunDirectory, *, whole: bool = True) -> list[int]:
 
 def events(run: RunDirectory) -> list[str]:
     return [event["event"] for event in run.read_events() if event.get("stage") == "distill"]
+
+
+def check_stopped_killed_and_torn(place: Place, whole: RunDirectory) -> None:
+    """Told to stop, it saves the step that it is at; killed, it goes on from the last whole checkpoint; a checkpoint
+    that a kill cut off is not taken for one. Asynchronous saves, so that some are under way."""
+    run = place.run("broken", asynchronous_save=True)
+    first = place.start(run)
+    until(lambda: steps_done(run) >= 5 or first.poll() is not None)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == EXIT_INTERRUPTED, place.log(run).read_text()[-6000:]
+    assert events(run)[-1] == "stage_interrupted"
+    stopped = checkpoints(run)[-1]
+    assert stopped == steps_done(run) < STEPS
+
+    second = place.start(run)
+    until(lambda: steps_done(run) >= stopped + 10 or second.poll() is not None)
+    second.kill()
+    second.wait()
+    kept = checkpoints(run)[-1]
+    assert stopped <= kept < STEPS
+    torn = scratch(run) / "checkpoints" / f"step-{STEPS:08d}"
+    shutil.copytree(scratch(run) / "checkpoints" / f"step-{kept:08d}", torn)
+    (torn / "complete").unlink()
+    next(torn.rglob(".metadata")).unlink()
+
+    published = place.finish(run)
+    assert metrics(published.path) == metrics(whole.stage("distill"))
+    assert published.receipt.cost.attempt == 3
+    assert published.receipt.counts == artifacts.load(whole.stage("distill")).receipt.counts

@@ -2,7 +2,6 @@
 killed, told to stop, resumed, and shared by two processes that divide tensors, layers or batches.
 """
 
-import shutil
 import signal
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from bridge_place import bridge_python, start_bridge
 from desk import until
 from nemo_runs import SHAPE, load, metrics, traces
-from stage_runs import STEPS, Place, checkpoints, events, scratch, steps_done
+from stage_runs import STEPS, Place, check_stopped_killed_and_torn, events, steps_done
 
 from reasonforge import artifacts
 from recipes.engines.scratch import TinyModel
@@ -53,32 +52,7 @@ def test_the_result_goes_home_to_hugging_face(whole: RunDirectory) -> None:
 
 
 def test_stopped_killed_and_torn_it_ends_as_if_nothing_had_been(place: Place, whole: RunDirectory) -> None:
-    """Told to stop, it saves the step that it is at; killed, it goes on from the last whole checkpoint; a checkpoint
-    that a kill cut off is not taken for one. Asynchronous saves, so that some are under way."""
-    run = place.run("broken", asynchronous_save=True)
-    first = place.start(run)
-    until(lambda: steps_done(run) >= 5 or first.poll() is not None)
-    first.send_signal(signal.SIGTERM)
-    assert first.wait() == EXIT_INTERRUPTED, place.log(run).read_text()[-6000:]
-    assert events(run)[-1] == "stage_interrupted"
-    stopped = checkpoints(run)[-1]
-    assert stopped == steps_done(run) < STEPS
-
-    second = place.start(run)
-    until(lambda: steps_done(run) >= stopped + 10 or second.poll() is not None)
-    second.kill()
-    second.wait()
-    kept = checkpoints(run)[-1]
-    assert stopped <= kept < STEPS
-    torn = scratch(run) / "checkpoints" / f"step-{STEPS:08d}"
-    shutil.copytree(scratch(run) / "checkpoints" / f"step-{kept:08d}", torn)
-    (torn / "complete").unlink()
-    next(torn.glob("iter_*/.metadata")).unlink()
-
-    published = place.finish(run)
-    assert metrics(published.path) == metrics(whole.stage("distill"))
-    assert published.receipt.cost.attempt == 3
-    assert published.receipt.counts == artifacts.load(whole.stage("distill")).receipt.counts
+    check_stopped_killed_and_torn(place, whole)
 
 
 @pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}], ids=["every-matrix", "the-layers"])

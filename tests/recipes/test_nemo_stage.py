@@ -4,7 +4,6 @@ resumed, and shared by two processes in every way that the CPU can: tensors, lay
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import torch
 from desk import QUIET, until
 from nemo_place import ROOT, nemo_python, start_nemo
 from nemo_runs import SHAPE, load, metrics, traces
-from stage_runs import STEPS, Place, checkpoints, events, scratch, steps_done
+from stage_runs import STEPS, Place, check_stopped_killed_and_torn, checkpoints, events, steps_done
 
 from reasonforge import artifacts
 from recipes.engines.scratch import TinyModel
@@ -72,32 +71,7 @@ def test_what_is_logged_and_profiled_is_kept(place: Place) -> None:
 
 
 def test_stopped_killed_and_torn_it_ends_as_if_nothing_had_been(place: Place, whole: RunDirectory) -> None:
-    """Told to stop, it saves the step that it is at; killed, it goes on from the last whole checkpoint; a checkpoint
-    that a kill cut off is not taken for one. Asynchronous saves, so that some are under way."""
-    run = place.run("broken", asynchronous_save=True)
-    first = place.start(run)
-    until(lambda: steps_done(run) >= 5 or first.poll() is not None)
-    first.send_signal(signal.SIGTERM)
-    assert first.wait() == EXIT_INTERRUPTED, place.log(run).read_text()[-6000:]
-    assert events(run)[-1] == "stage_interrupted"
-    stopped = checkpoints(run)[-1]
-    assert stopped == steps_done(run) < STEPS
-
-    second = place.start(run)
-    until(lambda: steps_done(run) >= stopped + 10 or second.poll() is not None)
-    second.kill()
-    second.wait()
-    kept = checkpoints(run)[-1]
-    assert stopped <= kept < STEPS
-    torn = scratch(run) / "checkpoints" / f"step-{STEPS:08d}"
-    shutil.copytree(scratch(run) / "checkpoints" / f"step-{kept:08d}", torn)
-    (torn / "complete").unlink()
-    (torn / "weights" / ".metadata").unlink()
-
-    published = place.finish(run)
-    assert metrics(published.path) == metrics(whole.stage("distill"))
-    assert published.receipt.cost.attempt == 3
-    assert published.receipt.counts == artifacts.load(whole.stage("distill")).receipt.counts
+    check_stopped_killed_and_torn(place, whole)
 
 
 def test_two_processes_share_every_matrix(place: Place, whole: RunDirectory) -> None:
