@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 MEGATRON := .megatron
-MEGATRON_READY := $(MEGATRON)/0.15.3/.ready $(MEGATRON)/0.16.1/.ready
+MEGATRON_READY := $(MEGATRON)/0.15.3/.ready $(MEGATRON)/0.16.1/.ready $(MEGATRON)/transformer-engine-2.9.0/.ready
 NEMO_VENV := .venv-nemo
 NEMO_READY := $(NEMO_VENV)/.ready-$(shell cksum < requirements-nemo.lock | cut -d' ' -f1)
 BRIDGE_VENV := .venv-bridge
@@ -52,8 +52,13 @@ $(READY):
 	touch $@
 
 # The megatron-core versions that checkpoints are loaded into by the tests, each in a directory of its own: they run in
-# the environment above, which stays as it is.
+# the environment above, which stays as it is. Of Transformer Engine its Python alone, whose recipes need no CUDA.
 megatron: $(MEGATRON_READY)
+
+$(MEGATRON)/transformer-engine-%/.ready: | $(READY)
+	rm -rf $(@D)
+	$(VENV)/bin/pip install --quiet --no-deps --no-compile --target $(@D) transformer-engine==$*
+	touch $@
 
 $(MEGATRON)/%/.ready: | $(READY)
 	rm -rf $(@D)

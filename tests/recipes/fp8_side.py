@@ -1,59 +1,44 @@
-"""megatron-core's own FP8 context with a stand-in for Transformer Engine, which cannot be imported without CUDA:
+"""megatron-core's own FP8 context over Transformer Engine's own recipes:
 
     fp8_side.py JOB.json ANSWER.json
 
 The job gives settings of megatron-core's TransformerConfig by name; the answer tells for each, and for some layers,
-what Transformer Engine would be given: the recipe's class, the arguments that it has, those that it would drop without
-a word, and the arguments of `fp8_autocast` and `fp8_model_init`. Transformer Engine itself does nothing here.
+what Transformer Engine is given: the recipe's class, the arguments that it takes, as it holds them, those that it
+drops without a word, and the arguments of `fp8_autocast` and `fp8_model_init`. The recipes are Transformer Engine's
+own, which check what they are given; `make megatron` puts its Python into a directory of its own. All else of it needs
+CUDA to be imported: a stand-in takes its place.
 """
 
 import enum
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 VERSION = "2.9.0"
-FIELDS = {
-    "DelayedScaling": {
-        "margin", "fp8_format", "amax_history_len", "amax_compute_algo", "scaling_factor_compute_algo", "reduce_amax",
-        "fp8_dpa", "fp8_mha",
-    },
-    "Float8CurrentScaling": {
-        "use_power_2_scales", "fp8_format", "fp8_quant_fwd_inp", "fp8_quant_fwd_weight", "fp8_quant_bwd_grad",
-        "fp8_gemm_fprop", "fp8_gemm_dgrad", "fp8_gemm_wgrad", "fp8_dpa", "fp8_mha",
-    },
-    "MXFP8BlockScaling": {"margin", "fp8_format", "fp8_dpa", "fp8_mha"},
-    "Float8BlockScaling": {
-        "use_f32_scales", "fp8_format", "fp8_quant_fwd_inp", "fp8_quant_fwd_weight", "fp8_quant_bwd_grad",
-        "x_block_scaling_dim", "w_block_scaling_dim", "grad_block_scaling_dim", "fp8_gemm_fprop", "fp8_gemm_dgrad",
-        "fp8_gemm_wgrad", "fp8_dpa", "fp8_mha",
-    },
-}  # fmt: skip
-"""The fields of the recipes in transformer_engine/common/recipe/__init__.py of 2.9. They are pydantic dataclasses: an
-argument that is not one of these is dropped."""
+RECIPES = "transformer_engine.common.recipe"
+INSTALLED = Path(__file__).parents[2] / f".megatron/transformer-engine-{VERSION}"
+KINDS = ("DelayedScaling", "Float8CurrentScaling", "MXFP8BlockScaling", "Float8BlockScaling")
 
 
-class Format(enum.Enum):
-    """As Transformer Engine's."""
+def note_arguments(recipe: Any) -> None:
+    """Let a recipe remember what it was given: it is a pydantic dataclass, which drops what is no field of it."""
+    make = recipe.__init__
 
-    E4M3 = "e4m3"
-    E5M2 = "e5m2"
-    HYBRID = "hybrid"
+    def noting(self: Any, **arguments: Any) -> None:
+        make(self, **arguments)
+        known = {field.name for field in fields(recipe)}
+        self.__dict__["taken"] = {key: told(getattr(self, key)) for key in arguments if key in known}
+        self.__dict__["dropped"] = sorted(arguments.keys() - known)
 
-
-class Recipe:
-    """Remembers what it was given."""
-
-    def __init__(self, **arguments: Any):
-        known = next(FIELDS[base.__name__] for base in type(self).__mro__ if base.__name__ in FIELDS)
-        self.taken = {key: told(value) for key, value in arguments.items() if key in known}
-        self.dropped = sorted(arguments.keys() - known)
+    recipe.__init__ = noting
 
 
 def told(value: Any) -> Any:
@@ -90,9 +75,11 @@ class Anything(ModuleType):
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Every module below transformer_engine."""
+    """Every module below transformer_engine but the recipes, which are the real ones."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name == RECIPES:
+            return importlib.util.spec_from_file_location(name, INSTALLED / RECIPES.replace(".", "/") / "__init__.py")
         if name.partition(".")[0] != "transformer_engine":
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
@@ -103,10 +90,6 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.__version__ = VERSION  # type: ignore[attr-defined]
         elif spec.name == "transformer_engine.pytorch":
             module.fp8_autocast, module.fp8_model_init = fp8_autocast, fp8_model_init  # type: ignore[attr-defined]
-        elif spec.name == "transformer_engine.common.recipe":
-            module.Format = Format  # type: ignore[attr-defined]
-            for recipe in FIELDS:
-                setattr(module, recipe, type(recipe, (Recipe,), {}))
         return module
 
     def exec_module(self, module: ModuleType) -> None:
@@ -118,7 +101,7 @@ def describe(context: Any) -> Any:
     if not isinstance(context, Context):
         return None
     recipe = context.arguments.pop("recipe")
-    base = next(base.__name__ for base in type(recipe).__mro__ if base.__name__ in FIELDS)
+    base = next(base.__name__ for base in type(recipe).__mro__ if base.__name__ in KINDS)
     return {
         "function": context.function,
         "arguments": context.arguments,
@@ -134,6 +117,8 @@ def main() -> None:
     import transformer_engine.common.recipe
     import transformer_engine.pytorch  # noqa: F401
 
+    for kind in KINDS:
+        note_arguments(getattr(sys.modules[RECIPES], kind))
     torch.cuda.current_device = lambda: 0
     from megatron.core.fp8_utils import get_fp8_context
     from megatron.core.transformer.transformer_config import TransformerConfig

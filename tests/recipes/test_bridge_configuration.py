@@ -2,7 +2,7 @@
 own rules over it, and FP8 down to Transformer Engine.
 
 Bridge builds all configurations in one process of its own (bridge_configuration_side.py) and trains nothing. Of FP8,
-megatron-core's own function is asked in a second one, with a stand-in for Transformer Engine (fp8_side.py).
+megatron-core's own function is asked in a second one, over Transformer Engine's recipes (fp8_side.py).
 """
 
 import json

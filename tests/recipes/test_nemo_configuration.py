@@ -1,7 +1,7 @@
 """What a recipe says is what NeMo is given: every option in the nemo-run Partial, and FP8 down to Transformer Engine.
 
 NeMo builds all configurations in one process of its own (nemo_configuration_side.py) and trains nothing. Of FP8,
-megatron-core's own function is asked in a second one, with a stand-in for Transformer Engine (fp8_side.py).
+megatron-core's own function is asked in a second one, over Transformer Engine's recipes (fp8_side.py).
 """
 
 import json
