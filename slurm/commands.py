@@ -89,7 +89,12 @@ def job_state(job: str) -> JobState:
 
 
 def seconds_of(left: str) -> float | None:
-    """A duration of Slurm's, `1-02:03:04` or `03:04`, in seconds; None for UNLIMITED and the like."""
+    """A duration of Slurm's, `1-02:03:04` or `03:04`, in seconds; None for UNLIMITED and the like.
+
+    INVALID is what Slurm prints of a negative one (`secs2time_str`): a job that OverTimeLimit lets go on has 0 s left.
+    """
+    if left == "INVALID":
+        return 0.0
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", left)
     if found is None:
         return None

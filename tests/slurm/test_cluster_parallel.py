@@ -61,7 +61,7 @@ def test_two_nodes_share_a_training_in_nemo_and_a_time_limit_changes_nothing(pla
         shutil.rmtree(run / "stages" / stage)
     job = place.submit("shared.yaml")["distill"]
     process = place.halted("shared", "distill")  # one rank of the two: the other waits for it
-    place.cluster.expire(job, 90)
+    place.cluster.limit(job, 75)
     place.cluster.wait_for(lambda: was_sent(process, signal.SIGUSR2), "SIGUSR2", 120)
     go_on(process)
     place.cluster.extend_when_requeued(job, 30)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from recipes.run_directory import RunDirectory
+from slurm.commands import seconds_of
 from slurm.healing import History, after_failure, may_go_on
 from slurm.site import Retries
 
@@ -63,3 +64,10 @@ def test_a_budget_that_is_spent_is_said(tmp_path: Path) -> None:
     refusal = may_go_on(decision, history, Retries())
     assert refusal is not None
     assert refusal.endswith("it went on 1 times already (retries.killed)")
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("1-02:03:04", 93784.0), ("03:04", 184.0), ("INVALID", 0.0), ("UNLIMITED", None)]
+)
+def test_what_squeue_prints_of_the_time_that_is_left(said: str, seconds: float | None) -> None:
+    assert seconds_of(said) == seconds

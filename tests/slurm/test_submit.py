@@ -48,7 +48,7 @@ def test_an_array_of_fifty(place: ClusterDesk, chain_digests: dict[str, str]) ->
 
 def test_time_limit_saves_requeues_and_ends_the_work(place: ClusterDesk, long_model: str) -> None:
     job, process = start_long(place)
-    place.cluster.expire(job, 90)  # the signal is due at once, and comes when slurmctld looks: within 30 s
+    place.cluster.limit(job, 75)  # within 135 s; the signal is due 120 s before, and comes when slurmctld looks
     place.cluster.wait_for(lambda: was_sent(process, signal.SIGUSR2), "SIGUSR2", 120)
     go_on(process)
     place.cluster.extend_when_requeued(job, 30)

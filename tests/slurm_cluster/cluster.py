@@ -8,6 +8,7 @@ processes that it started; two clusters live side by side. What it starts ends w
 """
 
 import json
+import math
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from slurm.commands import seconds_of
 from slurm_cluster.configuration import Layout, files
 
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "srun", "sacctmgr")
@@ -326,9 +328,16 @@ class Cluster:
     def expire(self, job: int | str, seconds: int) -> None:
         """Move a running job's end to `seconds` from now: the smallest limit that can be asked for is a minute.
 
-        slurmctld looks at limits, and at the time of --signal, every 30 s only.
+        slurmctld looks at limits, and at the time of --signal, every 30 s only. The limit that squeue shows then is up
+        to two minutes beyond that end; `limit` makes one that is in keeping with it.
         """
         self.run(["scontrol", "update", f"jobid={job}", f"endtime=now+{seconds}"])
+
+    def limit(self, job: int | str, seconds: int) -> None:
+        """Give a running job the smallest limit, of whole minutes, that leaves it `seconds` at least."""
+        used = seconds_of(self.run(["squeue", "--noheader", f"--jobs={job}", "--format=%M"]).stdout.strip())
+        assert used is not None, f"job {job} does not run"
+        self.run(["scontrol", "update", f"jobid={job}", f"timelimit={math.ceil((used + seconds) / 60)}"])
 
     def extend_when_requeued(self, job: int | str, minutes: int) -> None:
         """Give a job that ran into its moved end a limit again that a slow machine does not meet a second time."""
