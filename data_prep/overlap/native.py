@@ -25,7 +25,8 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any] | None:
         return None
     # numba would import other packages' extensions, which takes longer than all of ours (awkward's, that gigatoken
     # brings). No kernel has their arrays; who needs one in this process calls that extension's own `register()`.
-    importlib.import_module("numba.core.entrypoints")._already_initialized = True
+    extensions: Any = importlib.import_module("numba.core.entrypoints")
+    extensions._already_initialized = True
     scope = {**kernel.__globals__, "np": importlib.import_module("numpy")}
     for name in kernel.__code__.co_names:
         one = scope.get(name)
