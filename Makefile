@@ -10,19 +10,21 @@ NEMO_VENV := .venv-nemo
 NEMO_READY := $(NEMO_VENV)/.ready-$(shell cksum < requirements-nemo.lock | cut -d' ' -f1)
 BRIDGE_VENV := .venv-bridge
 BRIDGE_READY := $(BRIDGE_VENV)/.ready-$(shell cat requirements-nemo.lock requirements-bridge.lock | cksum | cut -d' ' -f1)
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready-$(shell cksum < requirements-vllm.lock | cut -d' ' -f1)
 PYTEST_WORKERS ?= 2
 
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test lint format setup megatron slurm-cluster nemo-env bridge-env lock clean
+.PHONY: demo test lint format setup megatron slurm-cluster nemo-env bridge-env vllm-env lock clean
 
 # One thread: a second one saves a model this small no time and costs CPU.
 demo: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/reasonforge run recipes/distill-grpo-qwen2-tiny.yaml
 
 test: setup megatron
-	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+	$(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --durations=25 --durations-min=10
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -88,6 +90,16 @@ $(BRIDGE_READY): | $(NEMO_READY)
 	mv nemo.pth $(BRIDGE_VENV)/lib/python3*/site-packages/
 	touch $@
 
+# The real vLLM on the CPU, for the tests that sample with it.
+vllm-env: $(VLLM_READY)
+
+$(VLLM_READY):
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --no-compile $(TORCH)
+	$(VLLM_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement requirements-vllm.lock
+	rm -f $(VLLM_VENV)/.ready-*
+	touch $@
+
 # Resolve pyproject.toml anew, in a fresh environment, into requirements.lock (torch is left to TORCH above).
 lock:
 	$(PYTHON) -m venv .venv-lock
@@ -97,4 +109,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) $(MEGATRON) $(NEMO_VENV) $(BRIDGE_VENV) build *.egg-info
+	rm -rf $(VENV) $(MEGATRON) $(NEMO_VENV) $(BRIDGE_VENV) $(VLLM_VENV) build *.egg-info

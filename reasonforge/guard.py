@@ -14,6 +14,7 @@ import time
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _ORPHANED = signal.SIGUSR1
+_TRACKER, _TRACKER_S = b"multiprocessing.resource_tracker", 5.0
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, _ORPHANED}
 
 
@@ -74,17 +75,33 @@ def _reaped() -> list[tuple[int, int]]:
 
 
 def _kill_all() -> None:
-    """Kill whatever is below us until nothing is left."""
+    """Kill whatever is below us until nothing is left. Python's resource trackers get some seconds to end by
+    themselves: once the others are gone, they give back the shared memory of those."""
+    deadline = time.monotonic() + _TRACKER_S
     while True:
+        patient = time.monotonic() < deadline
         for process in _below(os.getpid()):
+            if patient and _TRACKER in _command(process):
+                continue
             try:
                 os.kill(process, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         try:
-            os.waitpid(-1, 0)
+            ended, _ = os.waitpid(-1, os.WNOHANG if patient else 0)
         except ChildProcessError:
             return
+        if not ended:
+            time.sleep(0.01)
+
+
+def _command(process: int) -> bytes:
+    """The command line of a process; empty where it has ended."""
+    try:
+        with open(f"/proc/{process}/cmdline", "rb") as words:
+            return words.read()
+    except OSError:
+        return b""
 
 
 def _below(top: int) -> list[int]:

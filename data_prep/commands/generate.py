@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 
@@ -20,6 +20,8 @@ def generate(
     problems: Path, destination: Path, config: Path | None, overrides: Sequence[str], seed: int, as_json: bool
 ) -> None:
     """Let a teacher answer every problem (`id`, `prompt`, `answer`; further columns are carried along)."""
+    from pydantic import model_validator
+
     from data_prep.generation import Engine, Sampling
     from reasonforge.config import Strict, key_config, load_options
     from reasonforge.progress import Progress
@@ -31,6 +33,11 @@ def generate(
         """Who answers."""
         sampling: Sampling = Sampling()
         """How many answers a problem gets, and how they are drawn."""
+
+        @model_validator(mode="after")
+        def _check_engine(self) -> Self:
+            self.engine.check(self.sampling)
+            return self
 
     options = load_options(Options, config, overrides)
     refuse_existing(destination)

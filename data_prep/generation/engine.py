@@ -55,6 +55,10 @@ class TraceEngine(Strict):
         """Problems that have to stay together when the work is divided; one, where each stands alone."""
         return 1
 
+    def check(self, sampling: Sampling, gpus: int = 0) -> None:
+        """Raises ValueError for sampling that could never work, or on a node with so many GPUs; 0: nobody knows."""
+        return
+
     def found_licences(self, model: Path | None = None) -> dict[str, str]:
         """The licences that models say of themselves, by the models' names, where the options do not say them."""
         return {}

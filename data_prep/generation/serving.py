@@ -6,6 +6,7 @@ The engine `vllm` runs one for each replica. A server never outlives us: `reason
 import asyncio
 import errno
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -27,7 +28,9 @@ PROBE_S = 10.0
 """Seconds between two looks at the health of a server that works."""
 _LOOK_S = 0.2
 _OURS = "reasonforge:"
-_TAIL_LINES, _TAIL_CHARACTERS = 6, 600
+_TAIL_LINES, _TAIL_CHARACTERS, _CAUSE_CHARACTERS = 6, 600, 300
+_CAUSE = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^]]*\] )?([\w.]*(?:Error|Exception): .*(?:\n +\S.*)?)", re.MULTILINE)
+"""An exception, with the line that goes on where it ends, also after what vLLM puts before each line of a process."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,7 @@ class Server(Endpoint):
 
     def _fail(self, what: str) -> NoReturn:
         launch = self._launch
-        tail = _tail(launch.log, self._offset)
-        raise StageError(f"{launch.name} {what}; {launch.log} ends with: {tail or '(nothing)'}")
+        raise StageError(f"{launch.name} {what}; {launch.log} {_told(launch.log, self._offset)}")
 
     def _note(self, line: str) -> None:
         with open(self._launch.log, "a", encoding="utf-8") as log:
@@ -211,10 +213,16 @@ def _wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
         process.kill()
 
 
-def _tail(log: Path, offset: int) -> str:
-    """The last lines of what was written from an offset on, as one."""
+def _told(log: Path, offset: int) -> str:
+    """What was written from an offset on, in one line: how it ends, and before that the first error, which is the cause
+    of what vLLM's other processes say later."""
     with open(log, "rb") as handle:
-        handle.seek(max(offset, os.fstat(handle.fileno()).st_size - 2**16))
-        lines = [" ".join(line.split()) for line in handle.read().decode("utf-8", "replace").splitlines()]
-    told = " | ".join([line for line in lines if line and not line.startswith(_OURS)][-_TAIL_LINES:])
-    return told if len(told) <= _TAIL_CHARACTERS else "..." + told[-_TAIL_CHARACTERS:]
+        handle.seek(max(offset, os.fstat(handle.fileno()).st_size - 2**18))
+        text = handle.read().decode("utf-8", "replace")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    ends = " | ".join([line for line in lines if line and not line.startswith(_OURS)][-_TAIL_LINES:])
+    ends = ends if len(ends) <= _TAIL_CHARACTERS else "..." + ends[-_TAIL_CHARACTERS:]
+    found = _CAUSE.search(text)
+    cause = " | ".join(" ".join(line.split()) for line in found[1].splitlines()) if found else ""
+    said = "" if cause in ends else f"says {cause[:_CAUSE_CHARACTERS]}; it "
+    return f"{said}ends with: {ends or '(nothing)'}"

@@ -51,6 +51,11 @@ class SeveralEngines(TraceEngine):
         """Problems that have to stay together for each of them."""
         return lcm(*(engine.block(sampling) for engine in self.engines))
 
+    def check(self, sampling: Sampling, gpus: int = 0) -> None:
+        """Whether each could work: it has the node to itself."""
+        for engine in self.engines:
+            engine.check(sampling, gpus)
+
     def found_licences(self, model: Path | None = None) -> dict[str, str]:
         """Of all of them."""
         return {name: licence for engine in self.engines for name, licence in engine.found_licences().items()}

@@ -19,7 +19,7 @@ from data_prep.generation.chat import Service
 from data_prep.generation.chat_engine import ChatEngine
 from data_prep.generation.engine import own_licence
 from data_prep.generation.gpus import find_gpus, split_gpus
-from data_prep.generation.sampling import sample_seed
+from data_prep.generation.sampling import Sampling, sample_seed
 from reasonforge.artifacts import RECEIPT, load
 from reasonforge.config import Operational, key_config
 from reasonforge.errors import RequestError
@@ -44,12 +44,14 @@ _BLOCKS, _BLOCK = 64, 2**20
 class VLLMEngine(ChatEngine):
     """`vllm serve` (0.17 or later), as documented in https://docs.vllm.ai/en/latest/cli/serve/.
 
-    Flags, request fields, answers and the end on SIGTERM are those in the source of 0.17.1 and of 0.33.0.
+    Flags, request fields, answers and the end on SIGTERM are those in the source of 0.17.1 and of 0.33.0; it was run
+    with 0.32.0 on the CPU, by a build of others than the vLLM project.
     The sampling parameters are ours alone: the model's own generation_config.json is not read for them, only for the
     tokens that end an answer. The text comes with its special tokens, as the model wrote it, but for the one that ends
-    it; `extra_body: {skip_special_tokens: true}` leaves them out. With temperature above 0 a sample depends on the
-    batch that it happened to be in: a run that is repeated from nothing gives other samples, but what the journal has
-    is kept. A request with a seed is drawn apart from the others; `send_seed: false` samples faster.
+    it; `extra_body: {skip_special_tokens: true}` leaves them out, unless a reasoning parser wants them. With
+    temperature above 0 a sample depends on the batch that it happened to be in: a run that is repeated from nothing
+    gives other samples, but what the journal has is kept. A request with a seed is drawn apart from the others;
+    `send_seed: false` samples faster.
     """
 
     type: Literal["vllm"] = "vllm"
@@ -74,7 +76,7 @@ class VLLMEngine(ChatEngine):
     """Type of the key-value cache (`--kv-cache-dtype`); auto takes the model's."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Tokens of prompt and answer together (`--max-model-len`); null takes all positions of the model. A request that
-    may exceed it is refused by 0.17; later versions give it fewer tokens."""
+    may exceed it only with its prompt is refused by 0.17; later versions give it fewer tokens."""
     extra_arguments: list[str] = Field(default_factory=list)
     """Further arguments of the command line, as they are ("--revision", "main")."""
     tensor_parallel: Annotated[int, Field(ge=1), Operational()] = 1
@@ -92,7 +94,8 @@ class VLLMEngine(ChatEngine):
     start_s: Annotated[float, Field(gt=0), Operational()] = 1800.0
     """Seconds until a server must be ready: weights are read and kernels compiled meanwhile."""
     silence_s: Annotated[float, Field(gt=0), Operational()] = 300.0
-    """Seconds after which a server that says nothing about its health is ended and started again."""
+    """Seconds after which a server that says nothing about its health is ended and started again. A vLLM that
+    others stop while it answers can be such a one: it takes no more requests, but does not end (seen in 0.32)."""
     restarts: Annotated[int, Field(ge=0), Operational()] = 3
     """How often a server may end without an answer in between, and how many servers may end under one request."""
 
@@ -121,6 +124,19 @@ class VLLMEngine(ChatEngine):
         if self.model_path is None or not Path(self.model_path).is_dir():
             return named
         return (*sorted(path for path in Path(self.model_path).iterdir() if path.is_file()), *named)
+
+    def check(self, sampling: Sampling, gpus: int = 0) -> None:
+        """Whether its replicas fit the GPUs of a node, and the longest answer its context."""
+        if self.max_model_len is not None and sampling.max_tokens > self.max_model_len:
+            raise ValueError(
+                f"sampling.max_tokens, {sampling.max_tokens}, is more than engine.max_model_len, {self.max_model_len}, "
+                "which vLLM refuses; lower the one or raise the other"
+            )
+        if gpus:
+            try:
+                split_gpus([""] * gpus, self.tensor_parallel, self.replicas)
+            except RequestError as error:
+                raise ValueError(str(error)) from None
 
     def teacher(self, model: Path | None = None) -> str:
         """The served name."""
@@ -218,15 +234,6 @@ def command_line(engine: VLLMEngine, source: str, port: int, seed: int, *, extra
         *(["--enforce-eager"] if engine.enforce_eager else []),
         *(engine.extra_arguments if extra else ()),
     ]  # fmt: skip
-
-
-def check_gpus(engine: object, count: int) -> None:
-    """Raises ValueError where an engine's replicas do not fit the GPUs of a node; 0 GPUs mean that nobody knows."""
-    if isinstance(engine, VLLMEngine) and count:
-        try:
-            split_gpus([""] * count, engine.tensor_parallel, engine.replicas)
-        except RequestError as error:
-            raise ValueError(str(error)) from None
 
 
 def model_identity(source: str) -> str:

@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 
 from data_prep.generation import HFEngine, VLLMEngine
 from data_prep.generation.sampling import Sampling
-from data_prep.generation.vllm import check_gpus
 from data_prep.grading import Grader, grade_rows
 from data_prep.grading.voting import agreements
 from reasonforge.artifacts import ArtifactKind
@@ -56,8 +55,8 @@ class EvaluateStage(Stage):
     """Processes that grade."""
 
     @model_validator(mode="after")
-    def _check_gpus(self) -> Self:
-        check_gpus(self.engine, self.resources.gpus_per_node)
+    def _check_engine(self) -> Self:
+        self.engine.check(self.sampling, self.resources.gpus_per_node)
         return self
 
     @property

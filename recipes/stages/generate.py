@@ -9,9 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from data_prep.generation import Engine, HFEngine, SeveralEngines, VLLMEngine
+from data_prep.generation import Engine, HFEngine, VLLMEngine
 from data_prep.generation.sampling import Sampling, publish_traces
-from data_prep.generation.vllm import check_gpus
 from reasonforge.artifacts import ArtifactKind
 from reasonforge.config import Strict
 from reasonforge.errors import RequestError
@@ -58,8 +57,7 @@ class GenerateStage(Stage):
             raise ValueError(
                 f"the model comes from inputs.teacher or from engine.model_path, but {found} given; give one"
             )
-        for engine in self.engine.engines if isinstance(self.engine, SeveralEngines) else [self.engine]:
-            check_gpus(engine, self.resources.gpus_per_node)
+        self.engine.check(self.sampling, self.resources.gpus_per_node)
         return self
 
     @property

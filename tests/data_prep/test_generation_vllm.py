@@ -1,13 +1,16 @@
 """The vllm engine without a server: its command line, its options, what a journal's key depends on; several engines."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pydantic import TypeAdapter, ValidationError
 
+from data_prep.commands.generate import generate
 from data_prep.generation import ChatRequest, Engine, Sampling, SeveralEngines, VLLMEngine, vllm
 from data_prep.generation.vllm import command_line, model_identity
 from reasonforge.config import Strict, load_options
@@ -169,6 +172,20 @@ class Options(Strict):
 def test_mistakes_are_told(given: str, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         load_options(Options, None, [f"engine={given}"])
+
+
+def test_answers_longer_than_the_context_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    engine = {"type": "vllm", "model_path": "m", "max_model_len": 98}
+    options = {"inputs": {"problems": "problems"}, "sampling": {"max_tokens": 99}}
+    said = "sampling.max_tokens, 99, is more than engine.max_model_len, 98, which vLLM refuses"
+    for asked in (engine, {"type": "several", "engines": [{"type": "programmatic"}, engine]}):
+        with pytest.raises(ValidationError, match=said):
+            GenerateStage.model_validate({**options, "engine": asked})
+    config = tmp_path / "options.yaml"
+    config.write_text(json.dumps({"engine": engine, "sampling": {"max_tokens": 99}}))
+    refused = CliRunner().invoke(generate, [str(tmp_path / "p"), str(tmp_path / "t"), "--config", str(config)])
+    assert isinstance(refused.exception, RequestError)
+    assert said in str(refused.exception)
 
 
 def test_stages_take_vllm_as_they_take_hf(tiny_model: Path) -> None:

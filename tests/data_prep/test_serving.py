@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from data_prep.generation import Sampling, VLLMEngine, serving
 from data_prep.generation.gpus import find_gpus, split_gpus
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import read_jsonl
+from reasonforge.processes import start_guarded
 from reasonforge.progress import Progress
 
 Problems = list[dict[str, str]]
@@ -33,15 +35,18 @@ GREEDY = Sampling(samples=3, temperature=0, max_tokens=16)
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wordy(tiny_model, tmp_path_factory.mktemp("models") / "wordy")
+
+
+def wordy(tiny_model: Path, directory: Path, **sizes: int) -> Path:
     """A tiny model that says something else to every prompt."""
     import shutil
 
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    directory = tmp_path_factory.mktemp("models") / "wordy"
     shutil.copytree(tiny_model, directory)
-    config = Qwen2Config.from_pretrained(directory, initializer_range=0.6, tie_word_embeddings=False)
+    config = Qwen2Config.from_pretrained(directory, initializer_range=0.6, tie_word_embeddings=False, **sizes)
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     return directory
@@ -83,10 +88,10 @@ def engine(model: Path, **options: Any) -> VLLMEngine:
     return VLLMEngine(model_path=str(model), **given)
 
 
-def generate(engine: VLLMEngine, problems: Problems, root: Path) -> Any:
+def generate(engine: VLLMEngine, problems: Problems, root: Path, sampling: Sampling = GREEDY) -> Any:
     return engine.generate(
         problems,
-        GREEDY,
+        sampling,
         destination=root / "traces.jsonl",
         scratch=root / "scratch",
         seed=0,
@@ -207,6 +212,16 @@ def test_a_stage_that_is_killed_or_told_to_stop_goes_on(
     assert set(Counter(journaled(tmp_path)).values()) == {1}
 
 
+VLLM_LOG = (
+    "(APIServer pid=7) WARNING 12-01 [utils.py:255] there may be errors like `OSError: [Errno 24]`\n"
+    "(Worker pid=9) ERROR 12-01 [core.py:9] Traceback (most recent call last):\n"
+    "(Worker pid=9) ERROR 12-01 [core.py:9] a.b.SomeError: too small\n  in it\n"
+    + "    raise RuntimeError(\n" * 6
+    + "RuntimeError: Engine core initialization failed. See root cause above.\n"
+)
+"""As vLLM 0.32 ends where one of the processes below it fails: the cause comes first, and is far from the end."""
+
+
 def test_a_server_that_is_never_ready(model: Path, sums: Problems, tmp_path: Path) -> None:
     late = ["/bin/sh", "-c", "echo loading; (trap '' TERM; sleep 600) & echo weights >&2; wait", "serve"]
     with pytest.raises(StageError) as caught:
@@ -222,6 +237,11 @@ def test_a_server_that_is_never_ready(model: Path, sums: Problems, tmp_path: Pat
     [
         ("echo trying; echo 'ValueError: no kernel image'; exit 3", "exit code 3 before .* no kernel image"),
         ("kill -9 $$", "exit code 137 before it was ready; .* ends with: .nothing."),
+        pytest.param(
+            f"printf {shlex.quote(VLLM_LOG)}; exit 1",
+            r"server-0.log says a.b.SomeError: too small \| in it; it ends with: ",
+            id="vllm",
+        ),
     ],
 )
 def test_a_server_that_dies_at_once(program: str, said: str, model: Path, sums: Problems, tmp_path: Path) -> None:
@@ -321,6 +341,29 @@ def test_replicas_that_do_not_fit_are_refused(
 def test_a_program_that_is_not_there(tmp_path: Path, sums: Problems) -> None:
     with pytest.raises(RequestError, match=r"^engine.executable: no program 'no-such-vllm'"):
         generate(engine(tmp_path, executable=["no-such-vllm", "serve"]), sums, tmp_path)
+
+
+SHARES = """
+import time
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(create=True, size=100)
+print(memory.name, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_shared_memory_of_killed_servers_is_given_back(tmp_path: Path) -> None:
+    """As vLLM's processes have it; its names stay where Python's resource tracker is killed with them."""
+    log = tmp_path / "log"
+    guard = start_guarded([sys.executable, "-c", SHARES], log, os.environ, 0.0)
+    while not (name := log.read_text().strip()):
+        assert guard.poll() is None
+        time.sleep(0.02)
+    shared = Path("/dev/shm", name)
+    assert shared.exists()
+    guard.terminate()
+    guard.wait()
+    assert not shared.exists()
 
 
 PARENT = """
