@@ -8,6 +8,7 @@ It is run by NEMO_PYTHON or the interpreter of `make nemo-env`, which has nemo_t
 Modules named in WITHOUT_CUDA_MORE are imported after the shim, so that a test can change more.
 """
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -26,6 +27,7 @@ def pretend() -> None:
     numpy.product = numpy.prod  # megatron-core 0.15.3, where several processes save, wants a name of NumPy 1
     put_cpu_in_place_of_cuda()
     do_without_transformer_engine()
+    let_the_engine_start()
 
 
 def do_without_transformer_engine() -> None:
@@ -51,6 +53,14 @@ def do_without_transformer_engine() -> None:
     moe_utils.fused_sort_chunks_by_index = moe_utils.fused_sort_chunks_by_index_with_probs = absent
     moe_utils.fused_unpermute = absent
     moe_utils.te_general_gemm = None  # megatron-core 0.15.3 forgets it where Transformer Engine is absent
+
+
+def let_the_engine_start() -> None:
+    """It refuses what wants Transformer Engine, which here has stand-ins."""
+    from recipes.engines.megatron import compatibility
+
+    there = replace(compatibility.installed(), transformer_engine="2.9")
+    compatibility.installed = lambda: there
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ OPTIONS: dict[str, Any] = {
     "type": "nemo",
     "precision": {"type": "fp32"},
     "layer_spec": "local",
-    "distributed_optimizer": False,
-    "overlap": {"gradients": False},
     "asynchronous_save": False,
     "log_every": 1,
     "batch_size": 8,
@@ -137,3 +135,27 @@ def divergence(student: Any, teacher: Any, rows: Rows, chosen: list[int], temper
             )
         found.append((theirs.exp() * (theirs - ours)).sum(-1))
     return torch.cat(found).mean().item()
+
+
+def cut_off_twice(jobs: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Trainings of training_side.py that lose their end and go on: first from the checkpoint before the last, then from
+    the one that a training had saved which had gone on itself."""
+    chosen = [job for job in jobs if job["name"] in names]
+    return [
+        {**job, "out": f"{job['out']}-{suffix}", "cut_off": lost}
+        for suffix, lost in (("again", 1), ("once-more", 0))
+        for job in chosen
+    ]
+
+
+def check_cut_off(root: Path, name: str, tmp_path: Path) -> None:
+    """What was cut off ends as if nothing had been."""
+    whole, *others = (root / "out" / f"{name}{suffix}" for suffix in ("", "-again", "-once-more"))
+    kept = [int(path.name[5:]) for path in (root / "scratch" / name / "checkpoints").glob("step-*")]
+    assert 0 < min(kept) < max(kept) < len(metrics(whole))
+    expected = load(export(whole, tmp_path / "whole"))
+    for other in others:
+        for key in ("loss", "eval_loss", "grad_norm"):
+            assert metrics(other, key) == metrics(whole, key)
+        found = load(export(other, tmp_path / other.name))
+        assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))

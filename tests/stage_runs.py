@@ -17,7 +17,7 @@ from nemo_runs import OPTIONS, metrics
 
 from reasonforge import artifacts
 from recipes.interruption import EXIT_INTERRUPTED
-from recipes.recipe import Recipe, save_resolved
+from recipes.recipe import Recipe, load_recipe, save_resolved
 from recipes.run_directory import RunDirectory
 from recipes.run_stage import open_job, run_stage
 
@@ -53,6 +53,15 @@ def make_run(root: Path, model: Path, directory: str, **engine: Any) -> RunDirec
     return run
 
 
+def change_engine(run: RunDirectory, **engine: Any) -> None:
+    """Give the training of a run other options, none of which changes what comes out."""
+    stages = load_recipe(run.recipe).stages
+    before = stages["distill"].model_dump(mode="json")
+    after = {**before, "engine": {**before["engine"], **engine}}
+    recipe = {name: after if name == "distill" else stage.model_dump(mode="json") for name, stage in stages.items()}
+    save_resolved(Recipe.model_validate({"name": "r", "seed": 1, "stages": recipe}), run.recipe)
+
+
 @dataclass
 class Place:
     """Where the tests of this file work."""
@@ -73,11 +82,7 @@ class Place:
         return self.begin(self.root, self.log(run), *arguments, **QUIET, **variables)
 
     def start_two(self, run: RunDirectory) -> "list[subprocess.Popen[bytes]]":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [self.start(run, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+        return [self.start(run, **variables) for variables in two_ranks()]
 
     def log(self, run: RunDirectory) -> Path:
         return self.root / f"{run.name}.log"
@@ -86,6 +91,15 @@ class Place:
         process = self.start(run)
         assert process.wait() == 0, self.log(run).read_text()[-6000:]
         return artifacts.verify(run.stage("distill"))
+
+
+def two_ranks() -> list[dict[str, str]]:
+    """The variables of two processes that do one stage together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(2)]
 
 
 def scratch(run: RunDirectory) -> Path:

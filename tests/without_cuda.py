@@ -7,6 +7,8 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from fused_adam import use_fused_adam
+
 
 def put_cpu_in_place_of_cuda() -> None:
     import torch
@@ -41,6 +43,7 @@ def put_cpu_in_place_of_cuda() -> None:
     cuda.set_rng_state = random._set_cuda_rng_state = set_state
     torch.Tensor.cuda = torch.nn.Module.cuda = itself
     rewrite_devices()
+    use_fused_adam()
 
 
 def rewrite_devices() -> None:

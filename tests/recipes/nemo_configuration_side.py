@@ -3,7 +3,8 @@
     nemo_configuration_side.py JOB.json ANSWER.json
 
 For each of the job's `trainings` it builds the whole nemo-run Partial, trains nothing, and tells its keys; for those in
-FP8 also what NeMo itself makes of them in the configurations of megatron-core's model, optimizer and DDP. For each of
+FP8 also what NeMo itself makes of them in the configurations of megatron-core's model, optimizer and DDP, and for
+those over Transformer Engine's layers the size of a bucket, by one and by two copies of the model. For each of
 `models`, the name of NeMo's own recipe for that shape.
 """
 
@@ -11,6 +12,7 @@ import json
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from recipes.engines.nemo.configuration import flatten, training_recipe
@@ -32,7 +34,24 @@ def answer(training: dict[str, Any], scratch: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"keys": flatten(partial)}
     if "fp8" in engine.precision.type:
         found["fp8"] = after_nemo(partial)
+    if engine.layer_spec == "te":
+        found["buckets"] = [bucket_size(partial, copies) for copies in (1, 2)]
     return found
+
+
+def bucket_size(partial: Any, copies: int) -> int | None:
+    """What NeMo's own callback gives to DDP, where so many copies of the model share the batches."""
+    import fiddle
+    from nemo.utils import AppState
+
+    AppState().data_parallel_size = copies
+    callback = fiddle.build(partial.trainer.callbacks[0])
+    strategy = partial.trainer.strategy
+    layout = SimpleNamespace(
+        pipeline_model_parallel_size=strategy.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=strategy.virtual_pipeline_model_parallel_size,
+    )
+    return callback._get_optimizer_overlap_cfgs(layout).bucket_size
 
 
 def after_nemo(partial: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bridge_place import bridge_environment, bridge_python
 from known_shapes import SHAPES, bridge_directory
 from megatron_variants import RECIPE_NAMES, SHIPPED, VARIANTS, options_of, transformer_engine_mismatches
 
+from recipes.engines.megatron.options import BUCKET
 from recipes.engines.megatron_bridge.configuration import BRIDGE_KEYS
 from recipes.engines.megatron_bridge.options import MegatronBridgeEngine
 from recipes.recipe import load_recipe
@@ -189,6 +190,12 @@ def test_a_changed_option_changes_bridges_key(bridge: dict[str, Any]) -> None:
             if len(values) > 1 and not key.startswith("recipes."):
                 found = {json.dumps(keys[name].get(key)) for name in BRIDGE_VARIANTS if option in given[name]}
                 assert len(found) > 1, (option, key)
+
+
+def test_buckets_are_the_same_for_any_number_of_copies(bridge: dict[str, Any]) -> None:
+    """The distributed optimizer's state is saved by them. One recipe's model has one copy, the others' several."""
+    found = [training["keys"] for training in bridge["trainings"].values() if "keys" in training]
+    assert {keys["ddp.bucket_size"] for keys in found} == {BUCKET}
 
 
 def test_the_teachers_logits(bridge: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from bridge_place import bridge_python, start_bridge
 from desk import until
 from nemo_runs import SHAPE, load, metrics, traces
-from stage_runs import STEPS, Place, check_stopped_killed_and_torn, events, steps_done
+from stage_runs import STEPS, Place, change_engine, check_stopped_killed_and_torn, events, steps_done
 
 from reasonforge import artifacts
 from recipes.engines.scratch import TinyModel
@@ -55,13 +55,19 @@ def test_stopped_killed_and_torn_it_ends_as_if_nothing_had_been(place: Place, wh
     check_stopped_killed_and_torn(place, whole)
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}], ids=["every-matrix", "the-layers"])
-def test_two_processes_share(layout: dict[str, int], place: Place, whole: RunDirectory) -> None:
-    """The losses and gradients of one process, though only the last stage knows the loss, published once."""
-    run = place.run("-".join(layout), parallelism=layout, micro_batch_size=2)
+def test_two_processes_share_every_matrix_and_then_the_layers(place: Place, whole: RunDirectory) -> None:
+    """The losses and gradients of one process, though only the last stage knows the loss, published once; between both
+    layouts is a checkpoint that any layout can resume."""
+    run = place.run("shared", parallelism={"tensor": 2}, micro_batch_size=2, fully_reshardable=True)
+    both = place.start_two(run)
+    until(lambda: steps_done(run) >= STEPS / 2 or both[0].poll() is not None)
+    both[0].send_signal(signal.SIGTERM)
+    assert [process.wait() for process in both] == [EXIT_INTERRUPTED] * 2, place.log(run).read_text()[-6000:]
+    assert STEPS / 2 <= steps_done(run) < STEPS
+    change_engine(run, parallelism={"pipeline": 2})
     both = place.start_two(run)
     assert [process.wait() for process in both] == [0, 0], place.log(run).read_text()[-6000:]
-    assert events(run) == ["stage_started", "stage_finished"]
+    assert events(run) == ["stage_started", "stage_interrupted", "stage_started", "stage_finished"]
     published = artifacts.verify(run.stage("distill")).path
     losses, norms = ((metrics(whole.stage("distill"), key), metrics(published, key)) for key in ("loss", "grad_norm"))
     assert len(losses[1]) == STEPS

@@ -309,7 +309,7 @@ def test_a_container_whose_versions_do_not_fit_is_refused(tag: str, said: str | 
 def test_the_environment_is_checked_by_its_own_versions() -> None:
     fits = Versions("2.7.3", "0.15.3", "2.9.0")
     assert check_installed(engine(), fits) == fits
-    assert check_installed(engine(layer_spec="local"), Versions("2.7.3", "0.15.3", None))
+    assert check_installed(engine(layer_spec="local", distributed_optimizer=False), Versions("2.7.3", "0.15.3", None))
     block = engine(precision={"type": "fp8-blockwise"})
     local = {"layer_spec": "local"}
     bridge = Versions(None, "0.16.1", "2.9.0", "0.3.1")
@@ -318,6 +318,7 @@ def test_the_environment_is_checked_by_its_own_versions() -> None:
         (Versions("2.7.3", "0.16.1", "2.9"), engine(), "no_weight_decay_cond"),
         (Versions("3.0.0", "0.15.3", "2.9"), engine(), "nemo_toolkit is 3.0.0"),
         (Versions("2.7.3", "0.15.3", None), engine(), "layer_spec is te, but there is no Transformer Engine"),
+        (Versions("2.7.3", "0.15.3", None), engine(**local), "true, but there is no Transformer Engine.*: false"),
         (Versions("2.7.3", "0.15.3", "2.2"), block, "fp8-blockwise needs Transformer Engine 2.3"),
         (installed(), engine(), "nemo_toolkit"),  # reasonforge's own environment
         (installed(), engine(MegatronBridgeEngine), "engine megatron_bridge: there is no megatron-bridge"),

@@ -14,6 +14,7 @@ from known_shapes import SHAPES, nemo_directory
 from megatron_variants import RECIPE_NAMES, SHIPPED, VARIANTS, options_of, transformer_engine_mismatches
 from nemo_place import ROOT, nemo_environment, nemo_python
 
+from recipes.engines.megatron.options import BUCKET
 from recipes.engines.nemo.configuration import NEMO_KEYS
 from recipes.engines.nemo.options import NeMoEngine
 from recipes.recipe import load_recipe
@@ -166,6 +167,13 @@ def test_a_changed_option_changes_nemos_key(nemo: dict[str, Any]) -> None:
         for key in named:
             if changing and not key.startswith("recipes."):
                 assert any(keys[name].get(key) != keys["plain"].get(key) for name in changing), (option, key)
+
+
+def test_buckets_are_the_same_for_any_number_of_copies(nemo: dict[str, Any]) -> None:
+    """The distributed optimizer's state is saved by them: what NeMo is given, and what it makes of that."""
+    trainings = nemo["trainings"].values()
+    given = {training["keys"]["trainer.strategy.ddp.bucket_size"] for training in trainings}
+    assert given == {size for training in trainings for size in training.get("buckets", ())} == {BUCKET}
 
 
 def test_the_teachers_logits(nemo: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from nemo_runs import (
     batch_loss,
     build_model,
     build_tokens,
+    check_cut_off,
+    cut_off_twice,
     divergence,
     export,
     load,
@@ -24,6 +26,7 @@ from nemo_runs import (
     open_rows,
     train_plainly,
 )
+from stage_runs import two_ranks
 
 from reasonforge.files import read_jsonl
 from recipes.engines.megatron.batches import Batches, last_step, training_batches
@@ -38,13 +41,15 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "llama": {"validate_every": 10},
     "qwen2-in-small-parts": {
         "micro_batch_size": 2, "sequence_length": 160, "validate_every": 10, "validation_batches": 3,
+        "distributed_optimizer": False,
     },
     "qwen2-adapters": {
         "lora": {"rank": 8, "alpha": 16}, "layer_spec": "te", "validate_every": 10, "learning_rate": 2e-2,
+        "save_every": 5,
     },
     "qwen2-until-tokens": {"tokens": 3000},
     "qwen2-too-fast": {"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_steps": 0, "save_every": 1},
-    "qwen2-of-a-teacher": {"distillation": {}},
+    "qwen2-of-a-teacher": {"distillation": {}, "save_every": 8},
     "qwen2-of-a-warm-teacher": {"distillation": {"temperature": 2.0}, "steps": 1, "warmup_steps": 0},
     "qwen2-whole-epochs": {"batch_size": ROWS, "micro_batch_size": 4, "steps": 8},
     "qwen2-packed": {
@@ -56,6 +61,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "steps": 8,
     },
 }  # fmt: skip
+CUT_OFF = ("qwen2-adapters", "qwen2-of-a-teacher")
+"""What loses its end, and trains it again, twice."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         }
         for name, changes in TRAININGS.items()
     ]
-    (root / "job.json").write_text(json.dumps(jobs))
+    (root / "job.json").write_text(json.dumps(jobs + cut_off_twice(jobs, CUT_OFF)))
     log = root / "nemo.log"
     process = start_nemo(root, log, SIDE, root / "job.json", WITHOUT_CUDA_MORE="without_te")
     assert process.wait() == 0, log.read_text()[-6000:]
@@ -142,7 +149,31 @@ def test_adapters_alone_are_trained(trained: Trained, tmp_path: Path) -> None:
     assert moved == {name for name in before if name.split(".")[-2] in matrices and name.endswith(".weight")}
 
 
-def test_micro_batches_and_padding_change_nothing(trained: Trained) -> None:
+@pytest.mark.parametrize("name", CUT_OFF)
+def test_a_training_that_is_cut_off_ends_as_if_nothing_had_been(name: str, trained: Trained, tmp_path: Path) -> None:
+    check_cut_off(trained.root, name, tmp_path)
+
+
+def test_two_processes_train_the_same_adapters(trained: Trained, tmp_path: Path) -> None:
+    """Each process has the last step of half of them only until they are gathered."""
+    job = next(job for job in json.loads((trained.root / "job.json").read_text()) if job["name"] == "qwen2-adapters")
+    job["engine"] |= {"micro_batch_size": 4, "validate_every": None}  # a validation would gather them
+    job |= {name: str(tmp_path / name) for name in ("scratch", "out")}
+    (tmp_path / "job.json").write_text(json.dumps([job]))
+    log = tmp_path / "nemo.log"
+    both = [
+        start_nemo(tmp_path, log, SIDE, tmp_path / "job.json", WITHOUT_CUDA_MORE="without_te", **variables)
+        for variables in two_ranks()
+    ]
+    assert [process.wait() for process in both] == [0, 0], log.read_text()[-6000:]
+    one, two = trained.out("qwen2-adapters"), tmp_path / "out"
+    assert max(abs(a - b) for a, b in zip(metrics(one), metrics(two), strict=True)) < 1e-4
+    models = [load(export(out, tmp_path / str(number))) for number, out in enumerate((one, two), 1)]
+    pairs = zip(*(model.parameters() for model in models), strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-3
+
+
+def test_micro_batches_padding_and_shared_optimizers_change_nothing(trained: Trained) -> None:
     """Each token of the batch weighs the same, however the batch is divided and padded."""
     for key in ("loss", "eval_loss"):
         one, other = metrics(trained.out("qwen2"), key), metrics(trained.out("qwen2-in-small-parts"), key)

@@ -5,7 +5,8 @@
 
 A job is a list of trainings: `name`, `model`, `tokens` and `teacher` (directories or null), `engine` (its options),
 `scratch`, `out`, `seed`, and `cut_off` where its scratch is that of a training that is to lose its end, as one that was
-killed a few steps before. What a training raises goes into OUT.error; its counts into OUT.counts.
+killed before: how many checkpoints it loses, too. What a training raises goes into OUT.error; its counts into
+OUT.counts. Several processes may do the trainings together.
 """
 
 import json
@@ -22,6 +23,7 @@ from recipes.engines.megatron_bridge import training as bridge
 from recipes.engines.megatron_bridge.options import MegatronBridgeEngine
 from recipes.engines.nemo import training as nemo
 from recipes.engines.nemo.options import NeMoEngine
+from recipes.ranks import Rank, find_rank
 from recipes.stage import StageContext
 
 
@@ -44,12 +46,14 @@ def train(options: dict[str, Any], context: StageContext) -> dict[str, Any]:
     return bridge.train(MegatronBridgeEngine.model_validate(options), context)
 
 
-def run(job: dict[str, Any]) -> None:
+def run(job: dict[str, Any], rank: Rank) -> None:
     scratch, out = Path(job["scratch"]), Path(job["out"])
     scratch.mkdir(parents=True, exist_ok=True)
-    if job.get("cut_off"):
-        shutil.rmtree(scratch / "checkpoints/final")
-    out.mkdir(parents=True)
+    if "cut_off" in job:
+        steps = sorted((scratch / "checkpoints").glob("step-*"))
+        for lost in (scratch / "checkpoints/final", *steps[len(steps) - job["cut_off"] :]):
+            shutil.rmtree(lost)
+    out.mkdir(parents=True, exist_ok=True)
     inputs = {name: SimpleNamespace(path=Path(job[name])) for name in ("model", "tokens", "teacher") if job.get(name)}
     context = StageContext(
         stage=job["name"],
@@ -58,17 +62,20 @@ def run(job: dict[str, Any]) -> None:
         out=out,
         scratch=scratch,
         progress_file=scratch / "progress.json",
+        rank=rank,
     )
     try:
         counts = train(job["engine"], context)
-        out.with_suffix(".counts").write_text(json.dumps(counts))
+        if rank.first:
+            out.with_suffix(".counts").write_text(json.dumps(counts))
     except ReasonforgeError as error:
         out.with_suffix(".error").write_text(str(error))
 
 
 def main() -> None:
+    rank = find_rank()
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        run(job)
+        run(job, rank)
         forget()
 
 

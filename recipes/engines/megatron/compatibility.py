@@ -166,6 +166,11 @@ def problems(found: Versions, engine: MegatronEngine) -> Iterator[str]:
             f"{_text(framework.first_core)} or later, below {_text(framework.below_core)}, {framework.why_core}"
         )
     if engine.layer_spec == "local" and not framework.needs_transformer_engine:
+        if engine.distributed_optimizer and found.transformer_engine is None:
+            yield (
+                "distributed_optimizer is true, but there is no Transformer Engine, and of torch's own Adam "
+                "megatron-core's distributed optimizer cannot save the state; set distributed_optimizer: false"
+            )
         return
     if found.transformer_engine is None:
         whose = "layer_spec is te" if engine.layer_spec == "te" else f"{framework.package} imports Transformer Engine"

@@ -91,6 +91,11 @@ FUSIONS = {
 }
 """megatron-core's keys of the fusions."""
 
+BUCKET = 128 * 1024 * 1024
+"""Weights whose gradients are summed at once, where `overlap.gradients` divides them (`bucket_size`). A distributed
+optimizer's checkpoint goes by these buckets: NeMo and Bridge have so many for several copies of the model, but
+megatron-core's 40 million for one, which then cannot go on as several."""
+
 
 class Overlap(Strict):
     """Communication while the GPU computes (`MegatronCommOverlapCallback`, `CommOverlapConfig`, and DDP's settings)."""
@@ -184,7 +189,8 @@ class MegatronEngine(Strict):
     parallelism: Annotated[Parallelism, Operational()] = Parallelism()
     """How the model is laid over the GPUs. What is left is data parallelism."""
     distributed_optimizer: Annotated[bool, Operational()] = True
-    """Whether the copies of the model share the optimizer's state (`use_distributed_optimizer`). ZeRO stage 1."""
+    """Whether the copies of the model share the optimizer's state (`use_distributed_optimizer`). ZeRO stage 1. Another
+    number of copies can resume it."""
     recompute: Recompute = KeepAll()
     """What the backward pass computes again, to save memory."""
     layer_spec: Annotated[Literal["te", "local"], Operational()] = "te"
@@ -207,8 +213,9 @@ class MegatronEngine(Strict):
     asynchronous_save: Annotated[bool, Operational()] = True
     """Whether training goes on while a checkpoint is written (`ckpt_async_save`)."""
     fully_reshardable: Annotated[bool, Operational()] = False
-    """Whether checkpoints can also be resumed with other tensor and pipeline parallelism, and not only on another
-    number of nodes (`ckpt_optim_fully_reshardable`); saving takes longer."""
+    """Whether a distributed optimizer's checkpoints can also be resumed with other tensor and pipeline parallelism or
+    another `overlap.gradients`, and not only on another number of nodes (`ckpt_optim_fully_reshardable`); every process
+    gathers the state of its part of the model to save it."""
     validate_every: Annotated[int | None, Operational(), Field(gt=0)] = None
     """Steps between validations on the artifact's held-out rows (`val_check_interval`); null: none."""
     validation_batches: Annotated[int, Operational(), Field(gt=0)] = 32

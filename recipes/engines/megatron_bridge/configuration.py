@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonforge.errors import RequestError
-from recipes.engines.megatron.options import LogitDistillation, NsysProfile
+from recipes.engines.megatron.options import BUCKET, LogitDistillation, NsysProfile
 from recipes.engines.megatron.precision import BF16, FP32, MXFP8, FP8Blockwise, FP8Current, FP8Delayed, core_fields
 from recipes.engines.megatron_bridge.models import provider_of, weights_of
 from recipes.engines.megatron_bridge.options import MegatronBridgeEngine
@@ -258,6 +258,7 @@ def _ddp(engine: MegatronBridgeEngine) -> Any:
         use_distributed_optimizer=engine.distributed_optimizer,
         overlap_grad_reduce=engine.overlap.gradients,
         overlap_param_gather=engine.overlap_parameters,
+        bucket_size=BUCKET,
         average_in_collective=False,  # each token of the batch weighs the same: see models.provider_of
     )
 
@@ -304,7 +305,7 @@ def _precision(engine: MegatronBridgeEngine) -> Any:
 
 
 def _overlap(engine: MegatronBridgeEngine) -> Any:
-    """Bridge's overlap, every choice of which is ours; it adds what follows from them, such as the buckets' size."""
+    """Bridge's overlap, every choice of which is ours; it adds what follows from them."""
     from megatron.bridge.training.comm_overlap import CommOverlapConfig
 
     return CommOverlapConfig(
@@ -313,6 +314,7 @@ def _overlap(engine: MegatronBridgeEngine) -> Any:
         batch_p2p_comm=engine.parallelism.pipeline > 1 and not engine.overlap_pipeline,
         overlap_grad_reduce=engine.overlap.gradients,
         overlap_param_gather=engine.overlap_parameters,
+        bucket_size=BUCKET,
     )
 
 

@@ -78,7 +78,10 @@ def watcher(run: Run) -> Any:
                 save(trainer, run, None)
                 finish_saves(trainer)
             else:
-                save_merged(trainer.strategy.megatron_parallel, run.checkpoints.final / "weights")
+                model = trainer.strategy.megatron_parallel
+                if run.engine.overlap_parameters:
+                    model.force_param_sync()  # what the last step changed is still where its optimizer's share is
+                save_merged(model, run.checkpoints.final / "weights")
                 run.checkpoints.completion(run.checkpoints.final, first=run.rank.first)()
 
     return Watcher()

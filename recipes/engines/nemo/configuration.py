@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonforge.errors import RequestError
-from recipes.engines.megatron.options import LogitDistillation, NsysProfile
+from recipes.engines.megatron.options import BUCKET, LogitDistillation, NsysProfile
 from recipes.engines.megatron.precision import BF16, FP32, MXFP8, FP8Blockwise, FP8Current, FP8Delayed, core_fields
 from recipes.engines.nemo import models
 from recipes.engines.nemo.options import NeMoEngine
@@ -240,6 +240,7 @@ def _set_strategy(strategy: Any, engine: NeMoEngine) -> None:
         use_distributed_optimizer=engine.distributed_optimizer,
         overlap_grad_reduce=engine.overlap.gradients,
         overlap_param_gather=engine.overlap_parameters,
+        bucket_size=BUCKET,
         average_in_collective=False,  # each token of the batch weighs the same: see models.apply_options
     )
 
@@ -298,6 +299,7 @@ def _callbacks(engine: NeMoEngine, scratch: Path) -> Any:
             batch_p2p_comm=layout.pipeline > 1 and not engine.overlap_pipeline,
             overlap_grad_reduce=overlap.gradients,
             overlap_param_gather=engine.overlap_parameters,
+            bucket_size=BUCKET,
         )
     profile = engine.profile  # NeMo looks at the end of a step, when it is counted already
     if isinstance(profile, NsysProfile):
