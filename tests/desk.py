@@ -123,8 +123,13 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def stage_processes(run: Path) -> list[int]:
-    """The living processes that do a stage of a run; each leads a session of its own."""
-    return [number for number, command, _ in _processes() if f"recipes.run_stage\0{run}\0" in command]
+    """The living processes that do a stage of a run; each leads a session of its own, which a process that was forked
+    from it just now, and still has its command, does not."""
+    return [
+        number
+        for number, command, session in _processes()
+        if f"recipes.run_stage\0{run}\0" in command and number == session
+    ]
 
 
 def in_sessions(leaders: list[int]) -> list[int]:
