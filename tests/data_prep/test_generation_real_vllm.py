@@ -20,7 +20,7 @@ import psutil
 import pytest
 from killing import ROOT
 from nemo_place import framework_python
-from test_serving import STAGE, below, engine, generate, journaled, servers, wordy
+from server_runs import STAGE, below, engine, generate, journaled, servers, wordy
 
 from data_prep.generation import ChatAnswer, ChatRequest, Sampling, VLLMEngine, serving
 from data_prep.generation.asking import FixedEndpoint, ask_all

@@ -74,3 +74,24 @@ def test_each_kernel_is_compiled_for_one_form_of_its_arrays(tmp_path: Path) -> N
         dispatcher = compiled(kernel)
         assert dispatcher is not None
         assert len(dispatcher.signatures) == 1, kernel  # type: ignore[attr-defined]
+
+
+EXTENDED = """
+import sys, kernels, numpy
+from data_prep.overlap.native import compiled
+assert compiled(kernels.total)(numpy.arange(10, dtype=numpy.uint8), 20) == 20
+print([name for name in sys.modules if name.partition(".")[0] == "extension"])
+"""
+
+
+def test_no_extension_of_other_packages_is_imported(tmp_path: Path) -> None:
+    """numba imports those that are installed before it compiles anything, unless it takes them for imported."""
+    (tmp_path / "kernels.py").write_text(KERNELS)
+    (tmp_path / "extension.py").write_text("def register(): pass\n")
+    (tmp_path / "extension-1.dist-info").mkdir()
+    (tmp_path / "extension-1.dist-info/METADATA").write_text("Name: extension\nVersion: 1\n")
+    points = tmp_path / "extension-1.dist-info/entry_points.txt"
+    points.write_text("[numba_extensions]\ninit = extension:register\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    done = subprocess.run([sys.executable, "-c", EXTENDED], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,37 +18,18 @@ from typing import Any
 import psutil
 import pytest
 from killing import ROOT
+from server_runs import GREEDY, STAGE, Problems, below, engine, generate, journaled, servers, wordy
 
-from data_prep.generation import Sampling, VLLMEngine, serving
+from data_prep.generation import serving
 from data_prep.generation.gpus import find_gpus, split_gpus
 from reasonforge.errors import RequestError, StageError
 from reasonforge.files import read_jsonl
 from reasonforge.processes import start_guarded
-from reasonforge.progress import Progress
-
-Problems = list[dict[str, str]]
-
-STAND_IN = [sys.executable, str(Path(__file__).with_name("vllm_stand_in.py")), "serve"]
-GREEDY = Sampling(samples=3, temperature=0, max_tokens=16)
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wordy(tiny_model, tmp_path_factory.mktemp("models") / "wordy")
-
-
-def wordy(tiny_model: Path, directory: Path, **sizes: int) -> Path:
-    """A tiny model that says something else to every prompt."""
-    import shutil
-
-    import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
-    shutil.copytree(tiny_model, directory)
-    config = Qwen2Config.from_pretrained(directory, initializer_range=0.6, tie_word_embeddings=False, **sizes)
-    torch.manual_seed(1)
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(autouse=True)
@@ -79,45 +59,8 @@ def undisturbed(model: Path, sums: Problems, tmp_path_factory: pytest.TempPathFa
     for number in range(2):
         log = (root / "scratch" / "servers" / f"server-{number}.log").read_text()
         assert "--served-model-name wordy" in log
-        assert "POST /v1/chat/completions" in log, "one server did all the work"  # how much, is the start's to say
+        assert log.count("POST /v1/chat/completions") > 4, "one server did all the work"
     return (root / "traces.jsonl").read_bytes()
-
-
-def engine(model: Path, **options: Any) -> VLLMEngine:
-    given = {"replicas": 2, "max_num_seqs": 2, "executable": STAND_IN, "start_s": 120.0, **options}
-    return VLLMEngine(model_path=str(model), **given)
-
-
-def generate(engine: VLLMEngine, problems: Problems, root: Path, sampling: Sampling = GREEDY) -> Any:
-    return engine.generate(
-        problems,
-        sampling,
-        destination=root / "traces.jsonl",
-        scratch=root / "scratch",
-        seed=0,
-        progress=Progress,
-    )
-
-
-def below(top: int) -> list[psutil.Process]:
-    return psutil.Process(top).children(recursive=True)
-
-
-def servers(top: int) -> list[psutil.Process]:
-    """The processes of servers below one, their guards not counted."""
-    found = []
-    for process in below(top):
-        with suppress(psutil.Error):
-            words = process.cmdline()
-            if "serve" in words and not any(word.endswith("guard.py") for word in words):
-                found.append(process)
-    return found
-
-
-def journaled(root: Path) -> list[str]:
-    path = root / "scratch" / "journal.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line)["key"] for line in lines if line.endswith(b"\n")]
 
 
 def when_at_work(root: Path, replicas: int, act: Callable[[], object]) -> threading.Thread:
@@ -164,25 +107,6 @@ def test_a_server_that_keeps_ending_is_given_up(model: Path, sums: Problems, tmp
     thread.join()
     assert len(journaled(tmp_path)) >= 6
     assert not (tmp_path / "traces.jsonl").exists()
-
-
-STAGE = """
-import json, sys
-from pathlib import Path
-from recipes.interruption import EXIT_INTERRUPTED, Interrupted, catch_signals
-from recipes.stage import StageContext
-from recipes.stages.generate import GenerateStage
-from reasonforge.artifacts import Artifact
-
-root, problems, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-catch_signals()
-inputs = {"problems": Artifact(problems, None)}
-context = StageContext("generate", 0, inputs, root, root / "scratch", root / "progress.json")
-try:
-    GenerateStage.model_validate({"inputs": {"problems": "problems"}, **options}).run(context)
-except Interrupted:
-    sys.exit(EXIT_INTERRUPTED)
-"""
 
 
 def test_a_stage_that_is_killed_or_told_to_stop_goes_on(

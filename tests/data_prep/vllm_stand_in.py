@@ -1,8 +1,10 @@
 """Takes vLLM's command line and serves the model with `transformers serve`, on the CPU: a real server of real chat
 completions where there is no vLLM. Like vLLM it refuses arguments that it does not know, wants the API key, takes
-`skip_special_tokens`, and when it is told to stop it calls what there is of an answer an answer."""
+`skip_special_tokens`, and when it is told to stop it calls what there is of an answer an answer. Where STAND_IN_ASKED
+names a directory, it answers only once STAND_IN_SERVERS of its kind have been asked: so each gets some of the work."""
 
 import argparse
+import asyncio
 import importlib
 import os
 import sys
@@ -43,8 +45,17 @@ def note_exit(self: Any, number: int, frame: Any) -> None:
     handle_exit(self, number, frame)
 
 
+async def wait_for_the_others(asked: Path, servers: int) -> None:
+    asked.mkdir(exist_ok=True)
+    (asked / options.port).touch()
+    while len(list(asked.iterdir())) < servers:
+        await asyncio.sleep(0.02)
+
+
 async def take_more(self: Any, body: dict[str, Any], *arguments: Any) -> Any:
     assert body.pop("skip_special_tokens") is False
+    if "STAND_IN_ASKED" in os.environ:
+        await wait_for_the_others(Path(os.environ["STAND_IN_ASKED"]), int(os.environ["STAND_IN_SERVERS"]))
     return await handle_request(self, body, *arguments)
 
 
