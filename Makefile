@@ -67,15 +67,20 @@ $(MEGATRON)/%/.ready: | $(READY)
 	$(VENV)/bin/pip install --quiet --no-deps --target $(@D) megatron-core==$*
 	touch $@
 
-# The real NeMo 2 on the CPU, for the tests that convert to it and back. Nothing is compiled before it is imported.
+# An environment of torch and exactly what a lock file names; nothing is compiled before it is imported.
+define locked-environment
+$(PYTHON) -m venv $(@D)
+$(@D)/bin/pip install --quiet --no-compile $(TORCH)
+$(@D)/bin/pip install --quiet --no-compile --no-deps --requirement $(1)
+rm -f $(@D)/.ready-*
+touch $@
+endef
+
+# The real NeMo 2 on the CPU, for the tests that convert to it and back.
 nemo-env: $(NEMO_READY)
 
 $(NEMO_READY):
-	$(PYTHON) -m venv $(NEMO_VENV)
-	$(NEMO_VENV)/bin/pip install --quiet --no-compile $(TORCH)
-	$(NEMO_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement requirements-nemo.lock
-	rm -f $(NEMO_VENV)/.ready-*
-	touch $@
+	$(call locked-environment,requirements-nemo.lock)
 
 # The real Megatron-Bridge on the CPU, for the tests that train with it. It has a megatron-core of its own; all else that
 # it needs is NeMo's environment's, whose packages come after its own.
@@ -94,11 +99,7 @@ $(BRIDGE_READY): | $(NEMO_READY)
 vllm-env: $(VLLM_READY)
 
 $(VLLM_READY):
-	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip install --quiet --no-compile $(TORCH)
-	$(VLLM_VENV)/bin/pip install --quiet --no-compile --no-deps --requirement requirements-vllm.lock
-	rm -f $(VLLM_VENV)/.ready-*
-	touch $@
+	$(call locked-environment,requirements-vllm.lock)
 
 # Resolve pyproject.toml anew, in a fresh environment, into requirements.lock (torch is left to TORCH above).
 lock:
