@@ -68,12 +68,3 @@ class Checkpoints:
 
     def _whole(self) -> list[Path]:
         return [path for path in self.folder.glob("step-*") if (path / _COMPLETE).exists()]
-
-
-def let_fp32_resume() -> None:
-    """Have the distributed optimizer load its state without recording gradients: it copies into the weights of a model
-    in 32 bits, and megatron-core forgets to (0.15 and 0.16, `load_parameter_state_from_dp_reshardable`)."""
-    import torch
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    DistributedOptimizer.load_state_dict = torch.no_grad()(DistributedOptimizer.load_state_dict)

@@ -13,7 +13,7 @@ from reasonforge.errors import RequestError
 from reasonforge.files import write_jsonl
 from recipes import interruption
 from recipes.engines.megatron.batches import Batches, last_step, training_batches, validation_batches
-from recipes.engines.megatron.checkpoints import Checkpoints, let_fp32_resume
+from recipes.engines.megatron.checkpoints import Checkpoints
 from recipes.engines.megatron.compatibility import check_installed
 from recipes.engines.megatron.metrics import Log, Run
 from recipes.engines.megatron.options import MegatronEngine
@@ -62,7 +62,6 @@ def train(engine: MegatronEngine, context: StageContext, fit: Fit, write: Write)
     if not start.finished:
         with context.progress("training", end, "steps") if context.rank.first else nullcontext() as progress:
             run = Run(engine, training, end, checkpoints, context.rank, log, progress)
-            let_fp32_resume()
             with interruption.deferred():
                 fit(run, context, held_out, start, store)
         log.close()

@@ -65,26 +65,29 @@ def watcher(run: Run) -> Any:
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             total = self.held_out.to(pl_module.device, torch.float32)
-            torch.distributed.all_reduce(
-                total
-            )  # the same tokens on all ranks of tensor parallelism: a mean all the same
+            torch.distributed.all_reduce(total)  # the same tokens on all tensor parallel ranks: a mean all the same
             if run.rank.first and not trainer.sanity_checking:
                 run.log.add({"step": trainer.global_step, "eval_loss": float(total[0] / total[1])})
             self.meter.started = time.monotonic()
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             finish_saves(trainer)
-            if run.engine.lora is None:
-                save(trainer, run, None)
-                finish_saves(trainer)
-            else:
-                model = trainer.strategy.megatron_parallel
-                if run.engine.overlap_parameters:
-                    model.force_param_sync()  # what the last step changed is still where its optimizer's share is
-                save_merged(model, run.checkpoints.final / "weights")
-                run.checkpoints.completion(run.checkpoints.final, first=run.rank.first)()
+            save_final(trainer, run)
 
     return Watcher()
+
+
+def save_final(trainer: Any, run: Run) -> None:
+    """Save the weights that a training ends with, adapters merged into them."""
+    if run.engine.lora is None:
+        save(trainer, run, None)
+        finish_saves(trainer)
+        return
+    model = trainer.strategy.megatron_parallel
+    if run.engine.overlap_parameters:
+        model.force_param_sync()  # what the last step changed is still where its optimizer's share is
+    save_merged(model, run.checkpoints.final / "weights")
+    run.checkpoints.completion(run.checkpoints.final, first=run.rank.first)()
 
 
 def save(trainer: Any, run: Run, step: int | None) -> None:

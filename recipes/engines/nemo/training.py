@@ -61,6 +61,8 @@ def _fit(
     work = fiddle.build(recipe)
     trainer = work.keywords["trainer"]
     trainer.strategy.store = store
+    # It copies into weights of 32 bits, which torch refuses while gradients are recorded. (Bridge itself takes care.)
+    trainer.strategy.load_optimizer_state_dict = torch.no_grad()(trainer.strategy.load_optimizer_state_dict)
     if engine.lora is not None:  # a training that was resumed notes its last checkpoint as the model (WrappedAdapterIO)
         work.keywords["resume"]._get_base_model_path_for_adapter = lambda *_: context.path("model")
     trainer.callbacks.append(watcher(run))  # not through NeMo's recipe, which copies all that it is given
